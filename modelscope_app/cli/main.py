@@ -1,0 +1,158 @@
+"""The `mscope` command: which subcommands there are, and how errors leave.
+
+Subcommands are imported when they are called, so `mscope --help` imports neither torch nor polars nor textual, and no plugin.
+stdout carries results; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from modelscope_app import __version__
+from modelscope_app.api.errors import ExitCode, MscopeError
+
+SUBCOMMANDS = {
+    "inspect": ("modelscope_app.cli.inspect", "What is in a checkpoint: tensors, sizes, architecture, problems."),
+    "run": ("modelscope_app.cli.run", "Run an analysis on a checkpoint."),
+    "runs": ("modelscope_app.cli.runs", "Look at, resume, export and remove runs."),
+    "analyses": ("modelscope_app.cli.analyses", "What can be run, and its options."),
+    "plugins": ("modelscope_app.cli.plugins", "List, check and create plugins."),
+    "cache": ("modelscope_app.cli.cache", "Show or clear what can be computed again."),
+    "completion": ("modelscope_app.cli.completion", "Tab completion for bash, zsh and fish."),
+    "demo": ("modelscope_app.cli.demo", "Run the weight analyses on a sample checkpoint and write a report."),
+}
+"""Module and one-line help by name; each module has a click command named `command`."""
+
+BROKEN_PIPE = 141
+"""128 + SIGPIPE: whoever read stdout went away."""
+
+
+class ReaderGone(Exception):
+    """Whoever read stdout went away. No OSError, because click would make exit code 1 of that."""
+
+
+class Subcommands(click.Group):
+    """A group that imports a subcommand when it is called, not when it is listed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in SUBCOMMANDS:
+            return None
+        command: click.Command = importlib.import_module(SUBCOMMANDS[name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in SUBCOMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in SUBCOMMANDS and not name.startswith("-") and ("/" in name or Path(name).exists()):
+            raise click.UsageError(f"{name!r} is no command. To look at a checkpoint: mscope inspect {name}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mscope")
+def mscope() -> None:
+    """Open a safetensors checkpoint and run analyses on it.
+
+    \b
+    mscope inspect CHECKPOINT            what is in it
+    mscope analyses                      what can be run
+    mscope run weights.stats CHECKPOINT  run one
+    mscope runs list                     what was run
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `mscope` and exit with its code. Errors for people are one sentence on stderr, never a traceback."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    code = exit_code_of(arguments)
+    if code in (ExitCode.HANGUP, ExitCode.CANCELLED, ExitCode.TERMINATED):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)  # taking torch down would make whoever pressed ctrl+c wait; what is to be kept is on disk
+    sys.exit(code)
+
+
+def exit_code_of(arguments: Sequence[str] | None = None) -> int:
+    """Run `mscope` with `arguments` (those of the process by default); its exit code."""
+    try:
+        code = mscope.main(args=None if arguments is None else list(arguments), prog_name="mscope", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.DONE
+    except MscopeError as error:
+        say(str(error))
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return ExitCode.USAGE
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mscope"
+        say(f"{MscopeError(error.format_message())} (see {command} --help)")
+        return ExitCode.USAGE
+    except click.ClickException as error:
+        say(str(MscopeError(error.format_message())))
+        return ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return ExitCode.CANCELLED
+    except (ReaderGone, BrokenPipeError):
+        _forget_stdout()
+        return BROKEN_PIPE
+    except OSError as error:
+        _forget_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        say(str(MscopeError(f"{place}{error.strerror or error}")))
+        return ExitCode.BAD_INPUT
+    except Exception as error:
+        say(str(MscopeError(f"internal error ({type(error).__name__}: {error}); {_kept_traceback()}")))
+        return ExitCode.JOB_FAILED
+
+
+def _forget_stdout() -> None:
+    """What is left in its buffer cannot be written, and the interpreter would say so once more at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _kept_traceback() -> str:
+    """Write the traceback of an error nobody foresaw to a file; a sentence on where it is."""
+    import traceback
+
+    from modelscope_app.locations import state_dir
+
+    path = state_dir() / "internal-error.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return "please report it"
+    return f"please report it with {path}"
+
+
+def say(message: str) -> None:
+    """One line on stderr, from the program."""
+    print(f"mscope: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

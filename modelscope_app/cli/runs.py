@@ -1,0 +1,286 @@
+"""`mscope runs`: look at, follow, cancel, resume, export and remove runs. RUN is an id, its beginning, a folder, or `latest`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from modelscope_app.api import BadInput, ExitCode, MscopeError, UsageError, neutralised
+
+if TYPE_CHECKING:
+    from modelscope_app.jobs.listener import Listener
+    from modelscope_app.runs.folder import RunFolder
+
+_WATCH_SECONDS = 0.2
+_BEGIN_SECONDS = 2.0
+"""A process that has just made a run folder may take so long to begin."""
+_STATE_WIDTH = 10
+_AGE_WIDTH = 6
+_NARROWEST_NAMES = 16
+
+
+def _references(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of runs, newest first, and folders."""
+    from modelscope_app.runs.index import all_runs
+
+    ids = [CompletionItem(name) for name in ("latest", *(run.id for run in all_runs())) if name.startswith(incomplete)]
+    return ids or [CompletionItem(incomplete, type="dir")]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Look at, resume, export and remove runs.")
+def command() -> None:
+    """Runs: what analyses left behind. RUN is an id (or its beginning), a run folder, or `latest`."""
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_runs(as_json: bool) -> None:
+    """List runs, newest first; those that cannot be read come last, with the reason."""
+    from modelscope_app.runs.index import found_runs
+
+    found = found_runs()
+    for problem in found.problems:
+        print(f"mscope: {neutralised(problem)}", file=sys.stderr)
+    if as_json:
+        unreadable = [_unreadable(one.folder.name, one.folder, one.error) for one in found.unreadable]
+        print(json.dumps({"runs": [*map(_listed, found.runs), *unreadable]}, allow_nan=False))
+        return
+    if not found.runs and not found.unreadable:
+        print("No runs yet. `mscope analyses` shows what can be run.")
+        return
+    now = datetime.now(UTC)
+    width = max((len(run.id) for run in found.runs), default=0)
+    for run in found.runs:
+        print(_line(run, now, width))
+    for one in found.unreadable:
+        print(f"{neutralised(one.folder.name):<{width}}  {'unreadable':<{_STATE_WIDTH}}  {'':>{_AGE_WIDTH}}  {one.error}")
+
+
+def _line(run: RunFolder, now: datetime, width: int) -> str:
+    """One line: id, state, age, and the checkpoints' names as far as a terminal has room; for an unreadable status, the reason."""
+    try:
+        state, told = run.status, ", ".join(neutralised(Path(checkpoint.path).name) for checkpoint in run.job.checkpoints)
+    except BadInput as error:
+        state, told = "unreadable", str(error)
+    head = f"{run.id:<{width}}  {state:<{_STATE_WIDTH}}  {_age((now - run.job.created_at).total_seconds()):>{_AGE_WIDTH}}"
+    if state != "unreadable" and sys.stdout.isatty():
+        told = neutralised(told, max(_NARROWEST_NAMES, shutil.get_terminal_size().columns - len(head) - 2))
+    return f"{head}  {told}".rstrip()
+
+
+def _age(seconds: float) -> str:
+    """How long ago, in the largest unit that fills once.
+
+    >>> _age(42), _age(150), _age(7300), _age(900000)
+    ('42 s', '2 min', '2 h', '10 d')
+    """
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _listed(run: RunFolder) -> dict[str, Any]:
+    try:
+        return {**run.summary(), "created": run.job.created}
+    except BadInput as error:
+        return {**_unreadable(run.id, run.folder, str(error)), "created": run.job.created}
+
+
+def _unreadable(run: str, folder: Path, error: str) -> dict[str, Any]:
+    return {"run": run, "status": "unreadable", "error": error, "folder": str(folder)}
+
+
+@command.command("show")
+@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(run_reference: str, as_json: bool) -> None:
+    """Show a run: what was asked, how it stands, and its results."""
+    from modelscope_app.cli.run import print_json, print_results
+    from modelscope_app.runs.index import find_run
+    from modelscope_app.runs.status import FINAL_STATES, RESUMABLE_STATES
+
+    run = find_run(run_reference)
+    if as_json:
+        print_json(run)
+        return
+    status = run.read_status()
+    print(f"run      {run.id}")
+    print(f"command  {neutralised(run.job.command)}")
+    print(f"state    {status.state}")
+    if status.state in RESUMABLE_STATES:
+        print(f"go on    mscope runs resume {run.id}")
+    if status.seconds is not None and (status.finished is not None or status.state not in FINAL_STATES):
+        print(f"took     {status.seconds:.1f} s" + (" so far" if status.finished is None else ""))
+    if status.peak_memory_bytes and status.memory_before_bytes:
+        extra = status.peak_memory_bytes - status.memory_before_bytes
+        print(f"memory   {status.peak_memory_bytes / 1e6:,.0f} MB at its peak, {extra / 1e6:,.0f} MB of it taken by the analysis")
+    print(f"folder   {neutralised(str(run.folder))}")
+    with _naming_damaged_tables(run):
+        print_results(run)
+
+
+@contextmanager
+def _naming_damaged_tables(run: RunFolder) -> Iterator[None]:
+    """Where drawing fails, say which table is damaged, if one is."""
+    try:
+        yield
+    except MscopeError:
+        raise
+    except Exception:
+        run.check_tables()
+        raise
+
+
+@command.command("watch")
+@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+def watch(run_reference: str) -> int:
+    """Follow a run until it ends, and exit as it does. ctrl+c stops watching and cancels nothing."""
+    from modelscope_app.cli.progress import listener_for, own_stderr
+    from modelscope_app.runs.events import EventReader
+    from modelscope_app.runs.index import find_run
+    from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, is_locked
+
+    run = find_run(run_reference)
+    listener = listener_for(quiet=False, stderr=own_stderr())
+    listener.started(run.id, str(run.folder))
+    events = EventReader(run.folder)
+    executed_at = time.monotonic()
+    try:
+        while True:
+            status = run.read_status()
+            for event in events.new():
+                _tell(listener, event)
+            if status.state in FINAL_STATES:
+                break
+            if status.state not in NOT_BEGUN_STATES or is_locked(run.folder):
+                executed_at = time.monotonic()
+            elif time.monotonic() - executed_at > _BEGIN_SECONDS:
+                raise BadInput(f"run {run.id} is {status.state} and nobody executes it; to begin: mscope runs resume {run.id}")
+            time.sleep(_WATCH_SECONDS)
+    finally:
+        listener.ended()
+    print(f"{run.id} {status.state}" + (f": {status.error}" if status.error else ""))
+    if status.state == "done":
+        return ExitCode.DONE
+    return status.exit_code or ExitCode.JOB_FAILED
+
+
+def _tell(listener: Listener, event: dict[str, Any]) -> None:
+    """Pass on an event; one of another kind or shape is nothing to tell."""
+    match event:
+        case {"kind": "stage", "name": str(name), "resumed": bool(resumed)}:
+            listener.stage(neutralised(name), resumed)
+        case {"kind": "progress", "stage": str(stage), "done": float() | int() as done, "total": total, "unit": str(unit)}:
+            if total is None or isinstance(total, float | int):
+                listener.progress(neutralised(stage), done, total, neutralised(unit))
+        case {"kind": "warning", "message": str(message)}:
+            listener.warning(neutralised(message))
+
+
+@command.command("cancel")
+@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+def cancel(run_reference: str) -> None:
+    """Ask a running run to stop; its state is saved and it can be resumed."""
+    from modelscope_app.runs.index import find_run
+    from modelscope_app.runs.lock import lock_holder
+
+    run = find_run(run_reference)
+    holder = lock_holder(run.folder)
+    if holder is None:
+        raise BadInput(f"run {run.id} is {run.status}, not running; there is nothing to cancel")
+    if holder.purpose != "execute":
+        raise BadInput(f"run {run.id} is being removed, not running; there is nothing to cancel")
+    if holder.host != socket.gethostname():
+        raise BadInput(f"run {run.id} runs on {holder.host}; cancel it there")
+    if not holder.is_alive:
+        raise BadInput(f"run {run.id}: the lock names process {holder.pid}, which is not to be found here; look again in a moment")
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        raise BadInput(f"run {run.id} has just ended; there is nothing to cancel") from None
+    except PermissionError:
+        raise BadInput(f"run {run.id} is run by process {holder.pid} of another user, who alone can cancel it") from None
+    print(f"{run.id} asked to stop")
+
+
+@command.command("resume")
+@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress and no messages; errors are still said.")
+def resume(run_reference: str, as_json: bool, quiet: bool) -> int:
+    """Go on with a run that was lost, cancelled or failed, or never began, from its finished stages and newest saved state."""
+    from modelscope_app.cli.run import execute_here, report, stopped_before_it_began
+    from modelscope_app.jobs.interruption import Interruption
+    from modelscope_app.jobs.submission import reopen
+    from modelscope_app.plugin_host import PluginHost
+    from modelscope_app.runs.index import find_run
+
+    run = find_run(run_reference)
+    host = PluginHost()
+    with Interruption() as interruption:
+        interruption.last_words = stopped_before_it_began
+        bound, opened = reopen(run, host)
+        status = execute_here(run, bound, opened, host, interruption, quiet=quiet, as_json=as_json)
+    return report(run, status, as_json=as_json, quiet=quiet, conditions=[])
+
+
+@command.command("export")
+@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.option("--format", "file_format", type=click.Choice(["html", "json", "csv", "parquet"]), default="html", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File (html, json) or folder (csv, parquet). Default: in the run folder, as report.html, report.json, csv/ and tables/",
+)
+def export(run_reference: str, file_format: str, out: Path | None) -> None:
+    """Write a run's results as an HTML report, JSON, or tables in CSV or parquet. Prints the paths written."""
+    from modelscope_app.rendering.export import export_run
+    from modelscope_app.runs.index import find_run
+
+    run = find_run(run_reference)
+    if run.status != "done":
+        print(f"mscope: run {run.id} is {run.status}; what is there so far is exported", file=sys.stderr)
+    with _naming_damaged_tables(run):
+        paths = export_run(run, file_format, out)  # type: ignore[arg-type]
+    for path in paths:
+        print(path)
+
+
+@command.command("remove")
+@click.argument("run_references", metavar="RUN ...", nargs=-1, required=True, shell_complete=_references)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def remove(run_references: tuple[str, ...], yes: bool) -> None:
+    """Delete run folders, all they hold."""
+    from modelscope_app.runs.index import find_run
+    from modelscope_app.runs.status import RunLock
+
+    for reference in run_references:
+        run = find_run(reference)
+        if run.folder.is_symlink():
+            raise BadInput(f"{run.folder}: is a link; name the run folder it points at, {run.folder.resolve()}")
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"removing {run.id} needs a yes: add --yes")
+            click.confirm(f"Delete {neutralised(str(run.folder))}?", abort=True, err=True)
+        lock = RunLock(run.folder, "remove")  # refuses while it runs
+        try:
+            shutil.rmtree(run.folder)
+        except OSError as error:
+            raise BadInput(f"{error.filename or run.folder}: cannot be removed ({error.strerror})") from None
+        finally:
+            lock.release()
+        print(f"{run.id} removed")

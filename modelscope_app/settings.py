@@ -1,0 +1,114 @@
+"""Settings: config.toml in the settings folder, with environment variables on top.
+
+    [plugins]
+    disabled = ["name"]              # never imported; MSCOPE_DISABLE_PLUGINS=a,b adds to it
+
+    [runs]
+    save_interval_seconds = 5.0      # how often a running stage is saved; MSCOPE_SAVE_INTERVAL_SECONDS replaces it
+
+A file that cannot be read, a key nobody knows and a value out of range are errors that name file and key: a misspelt
+setting that is ignored would be one the user believes in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelscope_app import locations
+from modelscope_app.api import BadInput
+
+FILE_NAME = "config.toml"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PluginSettings(_Table):
+    """`[plugins]`."""
+
+    disabled: frozenset[str] = Field(default=frozenset(), strict=False)
+    """Entry-point names that are never imported."""
+
+
+class RunSettings(_Table):
+    """`[runs]`."""
+
+    save_interval_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
+    """Seconds between two saves of a running stage's state; 0 saves after every step."""
+
+
+class Settings(_Table):
+    """Everything that can be set."""
+
+    plugins: PluginSettings = PluginSettings()
+    runs: RunSettings = RunSettings()
+
+
+def read_settings(path: Path | None = None) -> Settings:
+    """The settings in `path` (default: config.toml in the settings folder), with the environment's on top.
+
+    No file means the defaults. Raises BadInput naming the file and the key, or the variable.
+    """
+    path = path or locations.config_dir() / FILE_NAME
+    return _with_environment(_from_file(path))
+
+
+def _from_file(path: Path) -> Settings:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: the settings cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path}: not valid TOML ({error})") from None
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {_sentence(error)}") from None
+
+
+def _with_environment(settings: Settings) -> Settings:
+    disabled = {name.strip() for name in os.environ.get("MSCOPE_DISABLE_PLUGINS", "").split(",")} - {""}
+    if disabled:
+        plugins = PluginSettings(disabled=settings.plugins.disabled | disabled)
+        settings = settings.model_copy(update={"plugins": plugins})
+    if interval := os.environ.get("MSCOPE_SAVE_INTERVAL_SECONDS"):
+        try:
+            runs = RunSettings(save_interval_seconds=float(interval))
+        except ValueError:
+            raise BadInput(f"MSCOPE_SAVE_INTERVAL_SECONDS={interval}: takes a number of seconds, 0 or more") from None
+        settings = settings.model_copy(update={"runs": runs})
+    return settings
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(parts)
+    if first["type"] != "extra_forbidden":
+        return f"{key} = {_shown(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    known = _known_keys()
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for table_name, table in Settings.model_fields.items():
+        keys.append(table_name)
+        if isinstance(table.annotation, type) and issubclass(table.annotation, BaseModel):
+            keys += [f"{table_name}.{name}" for name in table.annotation.model_fields]
+    return keys

@@ -35,7 +35,7 @@ def diff_estimate(checkpoints: Sequence[Checkpoint], params: DiffParams) -> Esti
     """Chunks of both, a kept difference of up to 2^23 elements, and the Krylov space of the largest matrix."""
     headers = checkpoints[0].tensors.values()
     nanoseconds = checkpoints[0].parameters * _NANOSECONDS["diff"]
-    memory = 10 * _CHUNK_BYTES + 2 * _longest_row_bytes(checkpoints[0])
+    memory = 16 * _CHUNK_BYTES + 2 * _longest_row_bytes(checkpoints[0])
     if params.spectrum:
         matrices = [header for header in headers if len(header.shape) >= 2 and header.parameters]
         sides = [min(header.shape[0], header.parameters // header.shape[0]) for header in matrices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -106,16 +107,21 @@ print(peak_bytes() - before, getattr(estimates, name + "_estimate")(checkpoints,
 
 
 def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: Any) -> tuple[int, int]:
-    """Bytes that a whole analysis needs beside its imports, tables written, and what its estimate says."""
+    """Bytes that a whole analysis needs beside its imports, tables written, and what its estimate says.
+
+    glibc is told to give large buffers back as they are freed. Left alone it learns, from the order in which threads happen to
+    free them, to keep some, and the same work then peaks anywhere within a factor of 1.6.
+    """
     command = [sys.executable, "-c", _PEAK, Path(__file__).parent, analysis, folder, options, *(each.path for each in checkpoints)]
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(256 << 10)}
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
     peak, estimate = ended.stdout.split()
     return int(peak), int(estimate)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
-@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.3), ("diff", 0.55)])
+@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.45)])
 def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: float, tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (120_000, 512), **{f"layers.{layer}.weight": (1536, 512) for layer in range(12)}}
     generator = torch.Generator().manual_seed(0)

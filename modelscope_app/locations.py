@@ -6,11 +6,13 @@
 | things that can be computed again         | MSCOPE_CACHE_DIR    | ~/.cache/modelscope-app       |
 | settings                                  | MSCOPE_CONFIG_DIR   | ~/.config/modelscope-app      |
 | the index of runs, service files          | MSCOPE_STATE_DIR    | ~/.local/state/modelscope-app |
+| the service's socket                      | MSCOPE_RUNTIME_DIR  | $XDG_RUNTIME_DIR/modelscope-app |
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -38,6 +40,12 @@ def config_dir() -> Path:
 def state_dir() -> Path:
     """Folder of indexes."""
     return _folder("MSCOPE_STATE_DIR", platformdirs.user_state_dir(APP_NAME))
+
+
+def runtime_dir() -> Path:
+    """Folder of sockets; gone after a logout or a restart of the machine. Sessions without XDG_RUNTIME_DIR have one in /tmp."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    return _folder("MSCOPE_RUNTIME_DIR", str(Path(given) / APP_NAME) if given else f"{tempfile.gettempdir()}/{APP_NAME}-{os.getuid()}")
 
 
 def absolute_path(path: str | Path) -> Path:

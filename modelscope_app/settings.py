@@ -6,6 +6,13 @@
     [runs]
     save_interval_seconds = 5.0      # how often a running stage is saved; MSCOPE_SAVE_INTERVAL_SECONDS replaces it
 
+    [service]
+    idle_minutes = 30.0              # the service ends after so long without a job or a client
+    resident_idle_minutes = 10.0     # a model nobody used for so long leaves its device
+    cpu_workers = 1                  # jobs on the CPU at a time
+    cancel_grace_seconds = 5.0       # from asking a job to stop to SIGTERM, and from there to SIGKILL
+    memory_limit_gb = {}             # the most that jobs may take of a device, as {cpu = 16.0, "cuda:0" = 40.0}
+
 A file that cannot be read, a key nobody knows and a value out of range are errors that name file and key: a misspelt
 setting that is ignored would be one the user believes in.
 """
@@ -16,7 +23,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,11 +51,32 @@ class RunSettings(_Table):
     """Seconds between two saves of a running stage's state; 0 saves after every step."""
 
 
+class ServiceSettings(_Table):
+    """`[service]`."""
+
+    idle_minutes: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Minutes without a job or a client after which the service ends."""
+    resident_idle_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Minutes after which a model that nobody used leaves its device."""
+    cpu_workers: int = Field(default=1, ge=1, le=64)
+    """Jobs that run on the CPU at a time."""
+    cancel_grace_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Seconds from asking a job to stop to SIGTERM, and from there to SIGKILL."""
+    memory_limit_gb: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
+    """GB (10^9 bytes) that models and jobs may take of a device; one that is not named has all its memory."""
+
+    def memory_limit_bytes(self, device: str) -> int | None:
+        """The limit of one device, in bytes."""
+        gigabytes = self.memory_limit_gb.get(device)
+        return None if gigabytes is None else int(gigabytes * 1e9)
+
+
 class Settings(_Table):
     """Everything that can be set."""
 
     plugins: PluginSettings = PluginSettings()
     runs: RunSettings = RunSettings()
+    service: ServiceSettings = ServiceSettings()
 
 
 def read_settings(path: Path | None = None) -> Settings:

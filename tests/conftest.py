@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("mscope")
-    for kind in ("DATA", "CACHE", "CONFIG", "STATE"):
+    for kind in ("DATA", "CACHE", "CONFIG", "STATE", "RUNTIME"):
         monkeypatch.setenv(f"MSCOPE_{kind}_DIR", str(folder / kind.lower()))
     monkeypatch.setenv("NO_COLOR", "1")
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from modelscope_app.api import Example, FinishedRun, Fold, LabelledFeatures, Model, Reader, Source, TokenBatch, Tokenizer, View
+from modelscope_app.jobs.models import ModelSource
 from modelscope_app.jobs.randomness import keyed_generator
 from modelscope_app.jobs.shared_cache import cached
 from modelscope_app.jobs.stages import Stages
@@ -39,6 +40,8 @@ class RunningContext:
         stages: Stages,
         events: EventLog,
         host: PluginHost,
+        models: ModelSource,
+        device: str,
         check_cancelled: Callable[[], None],
         on_progress: Callable[[str, float, float | None, str], None],
         on_warning: Callable[[str], None],
@@ -47,13 +50,14 @@ class RunningContext:
 
         self.checkpoints = checkpoints
         self.series = series
-        self.device: torch.device = resolve_device(run.job.device)
+        self.device: torch.device = resolve_device(device)
         self.dtype: torch.dtype | None = resolve_dtype(run.job.dtype)
         self.seed = run.job.seed
         self._run = run
         self._stages = stages
         self._events = events
         self._host = host
+        self._source = models
         self._on_progress = on_progress
         self._on_warning = on_warning
         self._models: dict[int, BuiltModel] = {}
@@ -63,14 +67,14 @@ class RunningContext:
     def model(self, checkpoint: int = 0) -> Model:
         """The checkpoint of that position, built and on the device."""
         if checkpoint not in self._models:
-            from modelscope_app.models import build_model
-
-            self.log(f"building {self.checkpoints[checkpoint].path} on {self.device}")
+            self.check_cancelled()
             opened = self.checkpoints[checkpoint]
             opened.check_unchanged()
             builder = self._host.architecture(str((opened.config or {}).get("model_type")))
             architectures = [builder.value] if builder else []
-            model = build_model(opened, self._run.job.device, self._run.job.dtype, architectures)
+            model = self._source.model(opened, str(self.device), self._run.job.dtype, architectures)
+            self.log(f"{opened.path} is on {self.device}")
+            self.check_cancelled()
             for note in model.notes:
                 self.warn(note)
             self._models[checkpoint] = model

@@ -29,7 +29,10 @@ from typing import TYPE_CHECKING, Any
 from modelscope_app.api import BadInput, ExitCode, JobCancelled, JobFailed, MscopeError
 from modelscope_app.jobs.interruption import Interruption
 from modelscope_app.jobs.listener import Listener
+from modelscope_app.jobs.models import FreshModels, ModelSource
 from modelscope_app.jobs.memory import mark_peak, peak_bytes, resident_bytes
+from modelscope_app.jobs.out_of_memory import is_device_lost, is_out_of_memory
+from modelscope_app.jobs.peaks import record_peak
 from modelscope_app.jobs.submission import Opened
 from modelscope_app.runs.events import EventLog
 from modelscope_app.runs.folder import RunFolder
@@ -58,10 +61,13 @@ def execute(
     listener: Listener,
     interruption: Interruption,
     save_interval_seconds: float,
+    device: str = "auto",
+    models: ModelSource | None = None,
 ) -> Status:
     """Run the analysis to its end and return the final status.
 
-    Nothing an analysis does raises here. Raises BadInput for a run that somebody else executes or has finished, or whose folder
+    `device` is where a run goes that has not begun yet; one that is resumed goes where it began. Without `models`, those the
+    analysis asks for are built for it alone. Nothing an analysis does raises here. Raises BadInput for a run that somebody else executes or has finished, or whose folder
     cannot be written.
     """
     lock = RunLock(run.folder)
@@ -70,15 +76,18 @@ def execute(
             raise BadInput(f"run {run.id} is done; there is nothing to execute")
         with _writing_to(run), closing(EventLog(run.folder)) as events:
             progress = _Progress(run, events, listener)
-            interruption.on_timeout = lambda stopped: progress.end("cancelled", stopped.sentence, stopped.exit_code)
+            interruption.on_timeout = lambda stopped: progress.end(stopped.ends_as, stopped.sentence, stopped.exit_code)
             progress.begin()
             listener.started(run.id, str(run.folder))
             try:
-                call = partial(_call, run, analysis, opened, host, interruption, progress, events, save_interval_seconds)
+                call = partial(
+                    _call, run, analysis, opened, host, interruption, progress, events, save_interval_seconds, device, models or FreshModels()
+                )
                 with _output_into(run.folder / "log.txt"):
                     _record_how_it_ends(call, progress, interruption)
             finally:
                 listener.ended()
+            record_peak(run, progress.status)
             return progress.status
     finally:
         lock.release()
@@ -97,13 +106,16 @@ def _record_how_it_ends(call: Callable[[], None], progress: _Progress, interrupt
     try:
         call()
     except JobCancelled as error:
-        progress.end("cancelled", str(error), interruption.exit_code)
+        progress.end(interruption.ends_as, str(error), interruption.exit_code)
     except MscopeError as error:
         progress.end("failed", str(error), error.exit_code)
     except BaseException as error:  # sys.exit and the panics of Rust libraries are no Exceptions
         with suppress(OSError):
             traceback.print_exc(file=sys.stdout)
-        progress.end("failed", _sentence(error), ExitCode.JOB_FAILED)
+        if is_device_lost(error):
+            progress.end("lost", _device_lost_sentence(error), ExitCode.JOB_FAILED)
+        else:
+            progress.end("failed", _sentence(error), ExitCode.JOB_FAILED)
     else:
         progress.end("done", None, ExitCode.DONE)
 
@@ -117,16 +129,22 @@ def _call(
     progress: _Progress,
     events: EventLog,
     save_interval_seconds: float,
+    device: str,
+    models: ModelSource,
 ) -> None:
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     import torch
 
     from modelscope_app.jobs.context import RunningContext
+    from modelscope_app.jobs.device_memory import DeviceMeter
     from modelscope_app.jobs.stages import Stages
+    from modelscope_app.models import resolve_device
     from modelscope_app.plugin_host import load_function, parse_params
 
-    torch.set_num_threads(run.job.threads)
+    device = progress.status.device or str(resolve_device(device))
+    torch.set_num_threads(progress.status.threads or torch.get_num_threads())
+    progress.placed(device, torch.get_num_threads())
     interruption.check()
     function = load_function(analysis.analysis.run)
     params = parse_params(analysis.analysis.params, run.job.params)
@@ -146,12 +164,18 @@ def _call(
         stages,
         events,
         host,
+        models,
+        device,
         interruption.check,
         progress.step,
         progress.warning,
     )
     progress.measure_from_here()
-    function(context, params)
+    meter = DeviceMeter(device)
+    try:
+        function(context, params)
+    finally:
+        progress.device_peak_bytes = meter.peak_bytes(models.newly_built_bytes)
     context.check_inputs()
     interruption.check()
 
@@ -167,8 +191,9 @@ class _Progress:
         self._guard = threading.Lock()
         self._last_event = 0.0
         self._last_status = 0.0
+        self.device_peak_bytes: int | None = None
         before = run.read_status()
-        self.status = Status(state="queued", attempts=before.attempts)
+        self.status = Status(state="queued", attempts=before.attempts, device=before.device, threads=before.threads)
 
     def begin(self) -> None:
         """The run is running."""
@@ -181,6 +206,15 @@ class _Progress:
             attempts=self.status.attempts + 1,
         )
         self._events.add("state", state="running")
+
+    def placed(self, device: str, threads: int) -> None:
+        """Where it runs, and with how many threads; so it will be when it is resumed."""
+        self._write(device=device, threads=threads)
+
+    def cancelling(self) -> None:
+        """It was asked to stop."""
+        self._write(state="cancelling")
+        self._events.add("state", state="cancelling")
 
     def measure_from_here(self) -> None:
         """Torch is imported and the checkpoint open: what memory is taken from here on is the analysis'."""
@@ -217,7 +251,14 @@ class _Progress:
         """Write the final state, unless there is one. On a full disk the room kept for it is used."""
         self._reserve.unlink(missing_ok=True)
         with suppress(OSError, BadInput):
-            self._write(state=state, error=error, exit_code=int(exit_code), finished=time.time(), peak_memory_bytes=peak_bytes())
+            self._write(
+                state=state,
+                error=error,
+                exit_code=int(exit_code),
+                finished=time.time(),
+                peak_memory_bytes=peak_bytes(),
+                device_peak_bytes=self.device_peak_bytes,
+            )
             self._events.add("state", state=self.status.state, error=self.status.error)
 
     def _write(self, **changes: Any) -> None:
@@ -228,9 +269,12 @@ class _Progress:
                 write_status(self._run.folder, self.status)
 
 
-def _sentence(error: BaseException) -> str:
-    from modelscope_app.jobs.out_of_memory import is_out_of_memory
+def _device_lost_sentence(error: BaseException) -> str:
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)
+    return str(JobFailed(f"the device gave up ({first_line}); nothing more can be computed in that process, and the traceback is in log.txt"))
 
+
+def _sentence(error: BaseException) -> str:
     try:
         said = str(error)
     except Exception:

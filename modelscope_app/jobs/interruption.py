@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
+from typing import Literal
 
 from modelscope_app.api import JobCancelled
 
@@ -38,6 +39,9 @@ class Interruption:
         """Called after it, to tell the user."""
         self.signal: signal.Signals | None = None
         """The first signal that arrived."""
+        self.ends_as: Literal["cancelled", "lost"] = "cancelled"
+        """The state of a run that stops because of this. `lost` says that nobody wanted it stopped: it is taken up again."""
+        self._asked: str | None = None
         self._requested = threading.Event()
         self._receiver, self._sender = socket.socketpair()
         self._previous_handlers: dict[signal.Signals, object] = {}
@@ -51,12 +55,20 @@ class Interruption:
     @property
     def sentence(self) -> str:
         """Why it stops."""
+        if self._asked is not None and self.signal is None:
+            return self._asked
         return _SENTENCES.get(self.signal, "cancelled") if self.signal is not None else "cancelled"
 
     @property
     def exit_code(self) -> int:
         """128 plus the signal's number, as shells have it."""
         return 128 + (self.signal or signal.SIGINT)
+
+    def ask(self, sentence: str, ends_as: Literal["cancelled", "lost"] = "cancelled") -> None:
+        """Ask the job to stop at its next step, from any thread, without a signal and without a limit of time."""
+        if not self.is_requested:
+            self._asked, self.ends_as = sentence, ends_as
+            self._requested.set()
 
     def check(self) -> None:
         """Raise JobCancelled if the job was asked to stop."""

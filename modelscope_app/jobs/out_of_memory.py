@@ -1,4 +1,4 @@
-"""Running out of memory: telling it from other errors, and giving back what can be given back."""
+"""What devices raise: running out of memory, which a process survives, and errors that end it; and giving memory back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a GPU reported an error after which its process can compute nothing more: any CUDA error but running out of memory."""
+    import torch
+
+    if is_out_of_memory(error):
+        return False
+    kind = getattr(torch, "AcceleratorError", None)
+    return (kind is not None and isinstance(error, kind)) or (isinstance(error, RuntimeError) and str(error).startswith("CUDA error"))
 
 
 def release_cached_memory() -> None:

@@ -108,3 +108,8 @@ def _read(path: Path) -> SavedState | None:
         return SavedState(int(metadata["step"]), state, chunks, metadata.get("generators"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
+
+
+def has_saved_work(stages: Path) -> bool:
+    """Whether a run's `stages` folder holds a stored result or a saved state, so that resuming it is not beginning anew."""
+    return any((stage / "result.json").is_file() or bool(_generations(stage)) for stage in stages.glob("*"))

@@ -10,8 +10,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 from modelscope_app.api import BadInput, UsageError
 from modelscope_app.jobs.inputs import content_fingerprint, input_fingerprint, job_inputs, with_runs_resolved
 from modelscope_app.locations import absolute_path
-from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.folder import FolderInUse, RunFolder
 from modelscope_app.runs.index import register, runs_dir
 from modelscope_app.runs.job import Job, JobCheckpoint
 from modelscope_app.runs.status import RESUMABLE_STATES
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
     from modelscope_app.checkpoints import OpenCheckpoint, OpenSeries
     from modelscope_app.plugin_host import BoundAnalysis, PluginHost
+    from modelscope_app.runs.queue_record import QueueRecord
 
+_TRIES = 20
 _LIBRARIES = ("modelscope-app", "torch", "transformers", "safetensors", "polars", "numpy")
 
 
@@ -79,46 +83,65 @@ def open_checkpoints(analysis: BoundAnalysis, paths: Sequence[str]) -> Opened:
 
 
 def new_run(
-    analysis: BoundAnalysis, opened: Opened, params: BaseModel, options: HostOptions, warn: Callable[[str], None] = warnings.warn
+    analysis: BoundAnalysis,
+    opened: Opened,
+    params: BaseModel,
+    options: HostOptions,
+    warn: Callable[[str], None] = warnings.warn,
+    queued: Callable[[Job], QueueRecord] | None = None,
 ) -> RunFolder:
-    """Create the run folder of a job. Raises UsageError for a device that is not there, BadInput for a folder in use."""
+    """Create the run folder of a job. Raises UsageError for a device or dtype nobody knows, BadInput for a folder in use.
+
+    With `queued` the run is one for the service, and has the record that `queued` makes of the job. Imports no torch; whether the
+    device is there, `execute` finds out.
+    """
+    from modelscope_app.models.names import check_device, check_dtype
     from modelscope_app.plugin_host import params_json
+
+    device = check_device(options.device)
+    check_dtype(options.dtype)
 
     named = opened.named
     created = datetime.now(UTC)
-    run_id = f"{created:%Y%m%d-%H%M%S}-{analysis.id.replace('.', '-')}-{secrets.token_hex(2)}"
-    folder = absolute_path(options.out) if options.out is not None else runs_dir() / run_id
+    out = absolute_path(options.out) if options.out is not None else None
     params = with_runs_resolved(params)
     stored_params = params_json(params)
     inputs = job_inputs(params)
     checkpoints = tuple(JobCheckpoint(str(one.path), content_fingerprint(one), bool(opened.series)) for one in named)
 
-    import torch
-
-    from modelscope_app.models import resolve_device, resolve_dtype
-
-    resolve_dtype(options.dtype)
     job = Job(
-        id=run_id,
+        id="",
         analysis=analysis.id,
         analysis_version=analysis.analysis.version,
         plugin={"distribution": analysis.distribution, "version": analysis.version},
         params=stored_params,
         checkpoints=checkpoints,
         inputs=inputs,
-        device=str(resolve_device(options.device)),
+        device=device,
         dtype=options.dtype,
         seed=options.seed,
-        threads=torch.get_num_threads(),
         created=f"{created:%Y-%m-%dT%H:%M:%S.%fZ}",
         command=headless_command(analysis, [str(one.path) for one in named], params, options),
         interpreter=sys.executable,
-        versions={"python": sys.version.split()[0], **_library_versions()},
+        versions={"python": sys.version.split()[0], **dict(_library_versions())},
     )
-    run = RunFolder.create(folder, job)
+    id_begins = f"{created:%Y%m%d-%H%M%S}-{analysis.id.replace('.', '-')}"
+    run = _created(job, id_begins, out, queued(job) if queued is not None else None)
     if not register(run):
         warn(f"this run cannot be entered into the index of runs; find it by its folder, {run.folder}")
     return run
+
+
+def _created(job: Job, id_begins: str, out: Path | None, record: QueueRecord | None) -> RunFolder:
+    """The run folder of a job that has no id yet. In the data folder, another id is tried where one is taken."""
+    for _ in range(_TRIES):
+        job = replace(job, id=f"{id_begins}-{secrets.token_hex(2)}")
+        try:
+            return RunFolder.create(out if out is not None else runs_dir() / job.id, job, record)
+        except FolderInUse:
+            if out is not None:
+                raise
+    raise FolderInUse(f"{runs_dir()}: {_TRIES} names for a run that begin with {id_begins} are all taken; try again")
 
 
 def reopen(run: RunFolder, host: PluginHost) -> tuple[BoundAnalysis, Opened]:
@@ -166,11 +189,11 @@ def headless_command(analysis: BoundAnalysis, paths: Sequence[str], params: Base
     return shlex.join(words)
 
 
-def _library_versions() -> dict[str, str]:
-    found = {}
+@cache
+def _library_versions() -> tuple[tuple[str, str], ...]:
+    """Name and version of those that are installed."""
+    found = []
     for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            found.append((name, metadata.version(name)))
+    return tuple(found)

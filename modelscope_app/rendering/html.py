@@ -211,7 +211,7 @@ def _about(run: FinishedRun) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Data", [(_field(item, "path"), f"sha256 {_field(item, 'sha256')}") for item in _list(job.get("inputs"))]),
         (
             "Executed",
-            [(name, _json_text(job[name])) for name in ("command", "created", "device", "dtype", "seed", "threads") if name in job],
+            [(name, _json_text(job[name])) for name in ("command", "created", "device", "dtype", "seed") if name in job],
         ),
         (
             "Versions",

@@ -4,6 +4,7 @@
     status.json   how it stands                      log.txt       what the analysis and its libraries printed
     lock          held by the executor               stages/       results and saved states of named stages
     tables/*.parquet   artifacts/*.safetensors|json  views.json    facts.json
+    queue.json    while the service has it
 
 A folder opens on any machine, without a GPU and without the plugin that made it.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ from modelscope_app.api import BadInput, View, view_from_json
 from modelscope_app.api.views import VIEWS
 from modelscope_app.runs.atomic import finite, replacing, write_json
 from modelscope_app.runs.job import Job, read_job
+from modelscope_app.runs.queue_record import FILE_NAME as QUEUE_FILE
+from modelscope_app.runs.queue_record import QueueRecord
 from modelscope_app.runs.reading import check_fields, json_value
 from modelscope_app.runs.status import Status, read_status
 
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
+class FolderInUse(BadInput):
+    """A new run cannot have a folder that holds files."""
+
+
 class RunFolder:
     """A run on disk. Implements `api.FinishedRun`, and the writing that an executor does."""
 
@@ -38,22 +46,35 @@ class RunFolder:
         self.folder = folder.absolute()
 
     @classmethod
-    def create(cls, folder: Path, job: Job) -> RunFolder:
-        """A new run in `folder`, which is absent or empty. Raises BadInput otherwise."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise BadInput(f"{folder}: a run needs a new or empty folder, and this one holds files; choose another --out")
-            for name in ("stages", "tables", "artifacts"):
-                (folder / name).mkdir()
-        except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"{folder}: a file stands where the run folder should be; choose another --out") from None
-        except OSError as error:
-            raise BadInput(f"{folder}: cannot be made a run folder ({error.strerror}); choose another --out") from None
+    def create(cls, folder: Path, job: Job, queued: QueueRecord | None = None) -> RunFolder:
+        """A new run in `folder`, which is absent or empty; with `queued` it is one for the service. Raises FolderInUse where it
+        holds files, BadInput where it cannot be made.
+
+        job.json, by which runs are found, is written last; what cannot be made whole is taken away again.
+        """
         run = cls(folder)
         run.job = job
-        write_json(run.folder / "status.json", Status(state="queued").to_json())
-        write_json(run.folder / "job.json", job.to_json())
+        made: list[Path] = []
+        try:
+            _make_empty(run.folder, made)
+            for name in ("stages", "tables", "artifacts"):
+                (run.folder / name).mkdir()
+                made.append(run.folder / name)
+            records = {QUEUE_FILE: asdict(queued)} if queued is not None else {}
+            for name, value in {**records, "status.json": Status(state="queued").to_json(), "job.json": job.to_json()}.items():
+                write_json(run.folder / name, value)
+                made.append(run.folder / name)
+        except BaseException as error:
+            for path in reversed(made):
+                with suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
+            if isinstance(error, FileExistsError):  # another process makes its run there at this moment
+                raise _in_use(folder) from None
+            if isinstance(error, NotADirectoryError):
+                raise BadInput(f"{folder}: a file stands where the run folder should be; choose another --out") from None
+            if isinstance(error, OSError):
+                raise BadInput(f"{folder}: cannot be made a run folder ({error.strerror}); choose another --out") from None
+            raise
         return run
 
     @classmethod
@@ -233,6 +254,20 @@ class RunFolder:
             there = ", ".join(paths) or "none"
             raise BadInput(f"run {self.id} has no {noun} {name!r}; it has: {there}")
         return paths[name]
+
+
+def _make_empty(folder: Path, made: list[Path]) -> None:
+    """Make `folder`, and say so in `made`, unless it is there and empty. Raises FolderInUse where it holds anything."""
+    try:
+        folder.mkdir(parents=True)
+        made.append(folder)
+    except FileExistsError:
+        if any(folder.iterdir()):
+            raise _in_use(folder) from None
+
+
+def _in_use(folder: Path) -> FolderInUse:
+    return FolderInUse(f"{folder}: a run needs a new or empty folder, and this one holds files; choose another --out")
 
 
 @contextmanager

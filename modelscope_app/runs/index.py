@@ -81,6 +81,11 @@ def all_runs() -> list[RunFolder]:
     return found_runs().runs
 
 
+def folders_with(file_name: str) -> list[Path]:
+    """Folders of runs that hold a file of this name; none of them is read."""
+    return [folder for folder in _candidates([]) if (folder / file_name).is_file()]
+
+
 def find_run(reference: str) -> RunFolder:
     """A run by folder, by id, or by the unique beginning of an id; `latest` is the newest. Raises BadInput."""
     folder = absolute_path(reference)

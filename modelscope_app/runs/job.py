@@ -52,12 +52,10 @@ class Job:
     checkpoints: tuple[JobCheckpoint, ...]
     inputs: tuple[JobInput, ...]
     device: str
-    """As resolved: `cpu`, `cuda:0`."""
+    """As asked: `auto`, `cpu`, `cuda:0`. The one it got is in status.json."""
     dtype: str
     """As asked: `auto`, `float32` ..."""
     seed: int
-    threads: int
-    """Torch threads; part of what makes a resumed run equal an uninterrupted one."""
     created: str
     """UTC, ISO 8601, with or without microseconds."""
     command: str

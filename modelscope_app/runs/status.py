@@ -15,7 +15,17 @@ from modelscope_app.runs.atomic import write_json
 from modelscope_app.runs.lock import RunLock, is_locked
 from modelscope_app.runs.reading import json_value, shaped
 
-__all__ = ["FINAL_STATES", "NOT_BEGUN_STATES", "RESUMABLE_STATES", "RunLock", "Status", "is_locked", "read_status", "write_status"]
+__all__ = [
+    "FINAL_STATES",
+    "NOT_BEGUN_STATES",
+    "RESUMABLE_STATES",
+    "RunLock",
+    "Status",
+    "is_locked",
+    "read_status",
+    "read_stored_status",
+    "write_status",
+]
 
 State = Literal["queued", "waiting", "running", "cancelling", "done", "failed", "cancelled", "lost"]
 FINAL_STATES: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
@@ -34,7 +44,7 @@ class Status:
     total: float | None = None
     unit: str | None = None
     error: str | None = None
-    """The sentence, when failed or cancelled; neutralised."""
+    """The sentence, when failed, cancelled or lost; neutralised."""
     exit_code: int | None = None
     started: float | None = None
     """Unix seconds of the latest start."""
@@ -46,6 +56,14 @@ class Status:
     memory_before_bytes: int | None = None
     """Resident memory when the analysis began, torch imported and checkpoint opened."""
     attempts: int = 0
+    device: str | None = None
+    """Where it runs, `cpu` or `cuda:0`; chosen when it first begins, and kept when it is resumed."""
+    threads: int | None = None
+    """Torch threads, fixed when it first begins: part of what makes a resumed run equal an uninterrupted one."""
+    waiting_for: str | None = None
+    """The sentence, while `waiting`; neutralised."""
+    device_peak_bytes: int | None = None
+    """Most memory the analysis took on its device, beyond the models it was given."""
 
     @property
     def seconds(self) -> float | None:
@@ -61,10 +79,10 @@ class Status:
 
 def read_status(folder: Path) -> Status:
     """The status of a run, `lost` when nobody holds the lock of an unfinished run. Raises BadInput for a broken file."""
-    status = _stored(folder)
+    status = read_stored_status(folder)
     if status.state in FINAL_STATES or is_locked(folder):
         return status
-    status = _stored(folder)  # it may have finished and let go between the two looks
+    status = read_stored_status(folder)  # it may have finished and let go between the two looks
     if status.state in FINAL_STATES or status.state in NOT_BEGUN_STATES:
         return status
     return replace(status, state="lost", error=status.error or "its process ended without a word")
@@ -75,7 +93,8 @@ def write_status(folder: Path, status: Status) -> None:
     write_json(folder / "status.json", status.to_json())
 
 
-def _stored(folder: Path) -> Status:
+def read_stored_status(folder: Path) -> Status:
+    """What status.json says, whoever is at the run. Raises BadInput for a broken file."""
     path = folder / "status.json"
     try:
         status = shaped(Status, json_value(path))
@@ -83,4 +102,10 @@ def _stored(folder: Path) -> Status:
         raise BadInput(f"{folder}: not a run folder (it has no status.json)") from None
     except ValueError as error:
         raise BadInput(f"{path}: not a readable status ({error})") from None
-    return status if status.error is None else replace(status, error=neutralised(status.error))
+    if status.error is None and status.waiting_for is None:
+        return status
+    return replace(
+        status,
+        error=None if status.error is None else neutralised(status.error),
+        waiting_for=None if status.waiting_for is None else neutralised(status.waiting_for),
+    )

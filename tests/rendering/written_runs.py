@@ -86,7 +86,6 @@ JOB = {
     "device": "cpu",
     "dtype": "auto",
     "seed": 7,
-    "threads": 2,
     "created": "2026-03-01T10:00:00Z",
     "command": "mscope run samples.everything /models/SmolLM2-135M-Instruct --top 16",
     "interpreter": "/usr/bin/python3",

@@ -22,7 +22,6 @@ def made_job(**changes: Any) -> Job:
         "device": "cpu",
         "dtype": "auto",
         "seed": 0,
-        "threads": 1,
         "created": "2026-01-01T00:00:00Z",
         "command": "mscope run weights.stats /models/tiny",
         "interpreter": "python",

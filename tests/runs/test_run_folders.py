@@ -32,7 +32,6 @@ def job(run_id: str = "20260101-000000-weights-stats-abcd", created: str = "2026
         device="cpu",
         dtype="auto",
         seed=0,
-        threads=1,
         created=created,
         command="mscope run weights.stats",
         interpreter="python",

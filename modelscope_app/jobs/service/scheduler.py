@@ -1,0 +1,445 @@
+"""The queue: which job runs where and when, and what becomes of those whose worker ends.
+
+Everything here runs on one event loop; files are written in threads, each job's under its `guard`. Jobs are begun in the order of
+submission, one at a time on a device (as many on the CPU as there are CPU workers), other devices in parallel. A job that does not
+fit yet waits, and later ones that fit may pass it.
+
+When things fail:
+- a worker that dies loses the job it had (`lost`, or `cancelled` where somebody had asked for that); the queue goes on;
+- a worker that cannot start at all fails the jobs that need its interpreter, since none of them could ever run;
+- a run that another process took up meanwhile, or removed, is forgotten here and left alone;
+- the service's own end leaves queued jobs queued, and puts running ones back, for the next service (see `recovery`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modelscope_app.api import BadInput, ExitCode, MscopeError
+from modelscope_app.jobs.service import transitions
+from modelscope_app.jobs.service.child import Interpreter, how_it_ended, last_log_line
+from modelscope_app.jobs.service.queued_job import QueuedJob, ended_json
+from modelscope_app.jobs.service.workers import Facts, Worker, facts
+from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.queue_record import QueueRecord, drop_queue_record, read_queue_record
+from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, read_stored_status
+from modelscope_app.settings import ServiceSettings
+
+RETRY_SECONDS = 2.0
+"""How long a job waits for memory before it is tried again; the end of another job tries it at once."""
+
+_REMEMBERED = 1000
+_START_TRIES = 3
+_START_PAUSE_SECONDS = 0.5
+_BEGIN_TRIES = 3
+"""A job whose worker dies before it has begun is given to another one, so often."""
+_LAST_WORDS_SECONDS = 12.0
+"""For workers to save what they have when the service ends; they take at most 10 s themselves."""
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """All jobs and workers of a service."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.jobs: dict[Path, QueuedJob] = {}
+        """Those that have not ended, in the order of submission, by run folder."""
+        self.ended: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
+        """Those that have, newest first, as clients see them."""
+        self.workers: set[Worker] = set()
+        self.facts: dict[Interpreter, Facts] = {}
+        self.is_stopping = False
+        self._failed_starts: dict[Interpreter, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dispatch_is_due = False
+
+    async def add(self, folder: Path) -> QueuedJob:
+        """Take on a queued run. Raises BadInput for a folder that is none, or was not given to a service."""
+
+        def read() -> tuple[RunFolder, QueueRecord | None, str | None]:
+            run = RunFolder.open(folder)
+            return run, read_queue_record(run.folder), run.read_status().device
+
+        run, record, device = await asyncio.to_thread(read)
+        if record is None:
+            raise BadInput(f"{folder}: was not given to the service (it has no queue.json)")
+        if run.folder in self.jobs:
+            return self.jobs[run.folder]
+        job = QueuedJob(run, record, device or run.job.device)
+        self.jobs[run.folder] = job
+        if len(self.jobs) > 1 and record.submitted < max(other.record.submitted for other in self.jobs.values()):
+            self.jobs = dict(sorted(self.jobs.items(), key=lambda item: item[1].record.submitted))
+        self.wake()
+        return job
+
+    async def cancel(self, job: QueuedJob) -> None:
+        """Ask for a job's end: at once where no worker has it, else by message, then SIGTERM, then SIGKILL."""
+        job.is_cancelled = True
+        async with job.guard:
+            worker = job.worker
+            if worker is None:
+                if job.folder in self.jobs:
+                    await self._end(job, lambda: transitions.cancel(job.folder, "cancelled before it began"))
+                return
+            if worker.job is not job:
+                return  # it has just ended
+        worker.child.send(do="cancel", folder=str(job.folder))
+        loop, grace = asyncio.get_running_loop(), self.settings.cancel_grace_seconds
+        loop.call_later(grace, self._insist, worker, job, signal.SIGTERM)
+        loop.call_later(2 * grace, self._insist, worker, job, signal.SIGKILL)
+
+    def _insist(self, worker: Worker, job: QueuedJob, number: signal.Signals) -> None:
+        if worker.job is job and worker in self.workers:
+            log.info("run %s was asked to stop and has not: %s", job.run.id, number.name)
+            worker.child.signal(number)
+
+    def prewarm(self, interpreter: Interpreter) -> None:
+        """Start a worker of an interpreter nobody has used yet, while its first submission is being checked."""
+        if interpreter not in self.facts and not any(worker.interpreter == interpreter for worker in self.workers):
+            self._start_worker(interpreter)
+
+    def unload(self, matches: Callable[[dict[str, Any]], bool], idle_seconds: float = 0.0) -> int:
+        """Ask workers to let go of resident models that match; how many they are."""
+        found = [(worker, model) for worker in self.workers for model in worker.resident if matches(model)]
+        for worker, fingerprint in {(worker, model["fingerprint"]) for worker, model in found}:
+            worker.child.send(do="unload", fingerprint=fingerprint, idle_seconds=idle_seconds)
+        return len(found)
+
+    def position(self, job: QueuedJob) -> int | None:
+        """Jobs before this one that have not begun; None once it has."""
+        if job.worker is not None:
+            return None
+        ahead = 0
+        for other in self.jobs.values():
+            if other is job:
+                return ahead
+            ahead += other.worker is None
+        return None
+
+    def tick(self) -> None:
+        """What time brings: jobs that waited long enough, models and workers nobody uses any more."""
+        now, idle_seconds = asyncio.get_running_loop().time(), 60 * self.settings.resident_idle_minutes
+        for worker in self.workers:
+            if worker.is_idle and now - worker.idle_since >= idle_seconds:
+                if worker.resident:
+                    worker.child.send(do="unload", fingerprint=None, idle_seconds=idle_seconds)
+                elif not self.jobs:
+                    worker.dismiss()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look for jobs that can begin, soon and once."""
+        if not self._dispatch_is_due and not self.is_stopping:
+            self._dispatch_is_due = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_is_due = False
+        if self.is_stopping:
+            return
+        now = asyncio.get_running_loop().time()
+        for job in list(self.jobs.values()):
+            if job.worker is not None or job.is_cancelled or job.guard.locked() or job.retry_at > now:
+                continue
+            known = self.facts.get(job.interpreter)
+            if known is None:
+                self.prewarm(job.interpreter)
+                continue
+            devices = _devices_for(job, known)
+            if not devices:
+                there = ", ".join(known.devices)
+                self._soon(self._fail(job, f"--device {job.device}: is not there; there are {there}", ExitCode.USAGE))
+                continue
+            worker = self._worker_for(job, devices)
+            if worker is not None:
+                self._give(job, worker)
+
+    def _worker_for(self, job: QueuedJob, devices: tuple[str, ...]) -> Worker | None:
+        """An idle worker on a device with room for one more job: best one that holds the job's model. Starts one where there is none."""
+        free = [device for device in devices if self._running_on(device) < self._places(device)]
+        idle = [worker for worker in self.workers if worker.is_idle and worker.interpreter == job.interpreter]
+        bound = [worker for worker in idle if worker.device in free]
+        if bound:
+            return min(
+                bound, key=lambda worker: (not worker.holds(job.fingerprints), free.index(str(worker.device)), worker.resident_bytes)
+            )
+        unbound = next((worker for worker in idle if worker.device is None), None)
+        if free and unbound is not None:
+            unbound.device = min(free, key=self._running_on)
+            return unbound
+        starting = any(not worker.is_ready and worker.interpreter == job.interpreter for worker in self.workers)
+        if free and not starting:
+            self._start_worker(job.interpreter)
+        return None
+
+    def _running_on(self, device: str) -> int:
+        return sum(worker.device == device and worker.job is not None for worker in self.workers)
+
+    def _places(self, device: str) -> int:
+        return self.settings.cpu_workers if device == "cpu" else 1
+
+    def _give(self, job: QueuedJob, worker: Worker) -> None:
+        assert worker.device is not None
+        job.worker, worker.job = worker, job
+        others = [other for other in self.workers if other.device == worker.device and other is not worker]
+        held = sum(other.resident_bytes + (other.job.record.need.analysis_bytes if other.job else 0) for other in others)
+        worker.child.send(
+            do="run",
+            folder=str(job.folder),
+            device=worker.device,
+            analysis_bytes=job.record.need.analysis_bytes,
+            model_bytes=job.record.need.model_bytes,
+            limit_bytes=self.settings.memory_limit_bytes(worker.device),
+            others_bytes=held,
+        )
+
+    def _start_worker(self, interpreter: Interpreter) -> None:
+        worker = Worker(interpreter)
+        self.workers.add(worker)
+        self._soon(self._attend(worker))
+
+    async def _attend(self, worker: Worker) -> None:
+        """A worker's life, from its start to its end."""
+        try:
+            await worker.child.start()
+        except OSError as error:
+            self.workers.discard(worker)
+            await self._fail_all(worker.interpreter, f"{worker.interpreter.path}: cannot be started ({error.strerror or error})")
+            return
+        async for message in worker.child.messages():
+            try:
+                self._hear(worker, message)
+            except (KeyError, TypeError, ValueError) as error:
+                log.error("worker %d said what nobody understands (%s) and is killed", worker.child.pid, error)
+                worker.child.signal(signal.SIGKILL)
+        code = await worker.child.ended()
+        self.workers.discard(worker)
+        if worker.job is not None and not self.is_stopping:
+            await self._lost(worker, worker.job, code)
+        if not worker.is_ready and not worker.is_leaving and not self.is_stopping:
+            await self._did_not_start(worker, code)
+        self.wake()
+
+    async def _did_not_start(self, worker: Worker, code: int) -> None:
+        """It ended before it said hello: tried again a few times, since it may have been killed for want of memory."""
+        failures = self._failed_starts.get(worker.interpreter, 0) + 1
+        self._failed_starts[worker.interpreter] = failures
+        sentence = f"a worker with {worker.interpreter.path} {how_it_ended(code)} before it was ready; last in the log: {last_log_line()}"
+        if failures < _START_TRIES:
+            log.warning("%s; it is started again", sentence)
+            await asyncio.sleep(_START_PAUSE_SECONDS * failures)
+        else:
+            self._failed_starts[worker.interpreter] = 0
+            await self._fail_all(worker.interpreter, sentence)
+
+    def _hear(self, worker: Worker, message: dict[str, Any]) -> None:
+        match message["say"]:
+            case "hello":
+                self.facts[worker.interpreter] = facts(message)
+                self._failed_starts[worker.interpreter] = 0
+                worker.is_ready = True
+                self._rest(worker)
+            case "resident":
+                worker.resident = [_model(model) for model in message["models"]]
+            case "stale":
+                worker.is_leaving = True
+                self._take_back(worker)
+            case "begun":
+                if worker.job is not None:
+                    worker.job.waiting_for = None
+            case "ended" | "short" | "never" | "refused" as word if worker.job is not None:
+                if str(worker.job.folder) == message["folder"]:
+                    job = self._take_back(worker)
+                    job.worker = worker if word == "ended" else None
+                    self._soon(self._settle(job, message, str(worker.device)))
+        self.wake()
+
+    def _take_back(self, worker: Worker) -> QueuedJob:
+        """The worker is free again; its job belongs to nobody."""
+        job = worker.job
+        worker.job = None
+        self._rest(worker)
+        if job is not None:
+            job.worker = None
+            if job.is_cancelled:
+                self._soon(self.cancel(job))
+        return job  # type: ignore[return-value]
+
+    def _rest(self, worker: Worker) -> None:
+        worker.idle_since = asyncio.get_running_loop().time()
+
+    async def _settle(self, job: QueuedJob, message: dict[str, Any], device: str) -> None:
+        """What a worker said of a job that it does not execute, or no longer."""
+        word = message["say"]
+        if word == "ended":
+            async with job.guard:
+                await self._end(job, None)
+        elif job.is_cancelled or job.folder not in self.jobs:
+            return
+        elif word == "refused":
+            await self._fail(job, str(message["error"]), int(message["exit_code"]))
+        elif word == "never":
+            needs, capacity = _size(message["needs_bytes"]), _size(message["capacity_bytes"])
+            await self._fail(
+                job, f"needs {needs} of memory{_parts(job)} and there are {capacity} in all; {_advice(job)}", ExitCode.JOB_FAILED
+            )
+        else:
+            await self._wait(job, device, int(message["needs_bytes"]), int(message["free_bytes"]))
+
+    async def _wait(self, job: QueuedJob, device: str, needs_bytes: int, free_bytes: int) -> None:
+        """The job does not fit now. Idle workers on its device are asked for the room their models take."""
+        job.retry_at = asyncio.get_running_loop().time() + RETRY_SECONDS
+        for other in self.workers:
+            if other.device == device and other.is_idle and other.resident:
+                other.child.send(do="unload", fingerprint=None, idle_seconds=0.0)
+        sentence = f"{_size(needs_bytes)} of memory on {device}{_parts(job)}; {_size(free_bytes)} are free"
+        said, job.waiting_for = job.waiting_for, sentence
+        if _without_free(said) != _without_free(sentence):
+            async with job.guard:
+                if job.folder in self.jobs and job.worker is None and not job.is_cancelled:
+                    await self._written(job, lambda: transitions.wait(job.folder, sentence))
+        asyncio.get_running_loop().call_at(job.retry_at, self.wake)
+
+    async def _fail(self, job: QueuedJob, sentence: str, exit_code: int) -> None:
+        async with job.guard:
+            if job.folder in self.jobs:
+                await self._end(job, lambda: transitions.fail(job.folder, sentence, exit_code))
+
+    async def _fail_all(self, interpreter: Interpreter, sentence: str) -> None:
+        log.error("%s", sentence)
+        for job in [job for job in self.jobs.values() if job.interpreter == interpreter and job.worker is None]:
+            await self._fail(job, sentence, ExitCode.JOB_FAILED)
+
+    async def _lost(self, worker: Worker, job: QueuedJob, code: int) -> None:
+        """A worker ended while it had a job. One that had not begun stays on the queue."""
+        worker.job = None
+        async with job.guard:
+            begun = (await asyncio.to_thread(_stored_state, job)) not in NOT_BEGUN_STATES
+            job.fruitless_starts += not begun
+            if not begun and not job.is_cancelled and job.fruitless_starts < _BEGIN_TRIES:
+                job.worker = None
+            elif job.is_cancelled:
+                await self._end(job, lambda: transitions.cancel(job.folder, f"cancelled; its worker {how_it_ended(code)}"))
+            elif code < 0:
+                await self._end(job, lambda: transitions.lose(job.folder, f"its worker {how_it_ended(code)}"))
+            else:
+                await self._end(job, lambda: transitions.lose(job.folder, f"the analysis ended its worker (exit code {code})"))
+
+    async def _end(self, job: QueuedJob, transition: Callable[[], object] | None) -> None:
+        """The job is over: its last state is written, unless it is already there, and it leaves the queue. Under its guard."""
+        if transition is not None:
+            await self._written(job, transition)
+        if self.jobs.pop(job.folder, None) is None:
+            return
+        try:
+            self.ended.appendleft(await asyncio.to_thread(_left, job))
+        except (MscopeError, OSError) as error:
+            log.warning("run %s: %s", job.run.id, error)
+        for other in self.jobs.values():
+            other.retry_at = 0.0  # there may be room for it now
+        self.wake()
+
+    async def _written(self, job: QueuedJob, transition: Callable[[], object]) -> None:
+        """Write to a run folder. Where somebody else has the run, or the disk is full, the run is left as it is."""
+        try:
+            await asyncio.to_thread(transition)
+        except (MscopeError, OSError) as error:
+            log.warning("run %s: its state could not be written (%s)", job.run.id, error)
+
+    async def stop(self) -> None:
+        """End every worker; jobs that were running go back to the queue, for the next service."""
+        self.is_stopping = True
+        had = [worker.job for worker in self.workers if worker.job is not None]
+        for worker in self.workers:
+            worker.dismiss()
+        deadline = asyncio.get_running_loop().time() + _LAST_WORDS_SECONDS
+        while self.workers and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for worker in self.workers:
+            worker.child.signal(signal.SIGKILL)
+        while self.workers:
+            await asyncio.sleep(0.02)
+        for job in had:
+            async with job.guard:
+                if job.folder in self.jobs:
+                    await self._put_back(job)
+
+    async def _put_back(self, job: QueuedJob) -> None:
+        state = (await asyncio.to_thread(job.run.read_status)).state
+        if job.is_cancelled and state == "lost":
+            await self._end(job, lambda: transitions.cancel(job.folder, "cancelled"))
+        elif state in FINAL_STATES - {"lost"}:
+            await self._end(job, None)
+        else:
+            await self._written(job, lambda: transitions.queue_again(job.folder, replace(job.record)))
+
+    def _soon(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an error nobody foresaw", exc_info=error)
+
+
+def _stored_state(job: QueuedJob) -> str:
+    """What status.json says; a run that cannot be read counts as begun."""
+    try:
+        return read_stored_status(job.folder).state
+    except MscopeError:
+        return "lost"
+
+
+def _left(job: QueuedJob) -> dict[str, Any]:
+    """The last the service does for a run: it is no longer on the queue. How it ended."""
+    ended = ended_json(job.run, job.record)
+    if ended["state"] in FINAL_STATES:
+        drop_queue_record(job.folder)
+    return ended
+
+
+def _devices_for(job: QueuedJob, known: Facts) -> tuple[str, ...]:
+    """Where a job may run, best first; none where the device it asks for is not there."""
+    if job.device == "auto":
+        return tuple(device for device in known.devices if device != "cpu") or ("cpu",)
+    return (job.device,) if job.device in known.devices else ()
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    return {**model, "fingerprint": str(model["fingerprint"]), "path": str(model["path"]), "memory_bytes": int(model["memory_bytes"])}
+
+
+def _size(count: int) -> str:
+    """Bytes for people.
+
+    >>> _size(2_500_000_000), _size(12_000_000)
+    ('2.5 GB', '12 MB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6)):,} MB"
+
+
+def _parts(job: QueuedJob) -> str:
+    need = job.record.need
+    if not need.model_bytes:
+        return ""
+    return f" ({_size(need.model_bytes)} for the model, {_size(need.analysis_bytes)} for the analysis)"
+
+
+def _advice(job: QueuedJob) -> str:
+    return "use a smaller dtype, smaller batches or another --device" if job.record.need.model_bytes else "use another --device"
+
+
+def _without_free(sentence: str | None) -> str | None:
+    """A waiting sentence without the figure that changes all the time."""
+    return sentence.rpartition(";")[0] if sentence else sentence

@@ -30,7 +30,10 @@ def command(*words: object) -> str:
     return f"from modelscope_app.cli.main import main; main({[str(word) for word in words]})"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["runs", "--help"]], ids=" ".join)
+HELP = [["--help"], ["--version"], ["run", "--help"], ["runs", "--help"], ["service", "--help"], ["service", "status"]]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert not imported(command(*words)) & HEAVY
 
@@ -63,7 +66,10 @@ def test_the_contract_for_plugin_authors_imports_the_standard_library_pluggy_and
     assert {name for name in found if not name.startswith("_")} <= allowed
 
 
-PACKAGES = ["checkpoints", "cli.main", "runs.folder", "runs.index", "plugin_host", "jobs.submission", "jobs.execute", "rendering"]
+PACKAGES = [
+    *("checkpoints", "cli.main", "runs.folder", "runs.index", "plugin_host", "rendering"),
+    *("jobs", "jobs.submission", "jobs.execute", "jobs.client", "jobs.starting"),
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

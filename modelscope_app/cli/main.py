@@ -22,7 +22,8 @@ from modelscope_app.api.errors import ExitCode, MscopeError
 SUBCOMMANDS = {
     "inspect": ("modelscope_app.cli.inspect", "What is in a checkpoint: tensors, sizes, architecture, problems."),
     "run": ("modelscope_app.cli.run", "Run an analysis on a checkpoint."),
-    "runs": ("modelscope_app.cli.runs", "Look at, resume, export and remove runs."),
+    "runs": ("modelscope_app.cli.runs", "Look at, follow, cancel, resume, export and remove runs."),
+    "service": ("modelscope_app.cli.service", "Start, stop and look at the service that queues jobs."),
     "analyses": ("modelscope_app.cli.analyses", "What can be run, and its options."),
     "plugins": ("modelscope_app.cli.plugins", "List, check and create plugins."),
     "cache": ("modelscope_app.cli.cache", "Show or clear what can be computed again."),
@@ -78,6 +79,7 @@ def mscope() -> None:
     mscope analyses                      what can be run
     mscope run weights.stats CHECKPOINT  run one
     mscope runs list                     what was run
+    mscope runs watch RUN                follow one that was given to the service with --detach
     """
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from modelscope_app.api import neutralised
 from modelscope_app.jobs.listener import Listener, Silent
@@ -30,10 +30,23 @@ def own_stderr() -> TextIO:
     return sys.stderr or Path(os.devnull).open("w", encoding="utf-8")
 
 
+class Watcher(Listener, Protocol):
+    """A listener of a run that another process executes, or will."""
+
+    def waits(self, why: str) -> None:
+        """It has not begun."""
+
+    def note(self, message: str) -> None:
+        """A line about something else than the run itself."""
+
+
 def listener_for(quiet: bool, stderr: TextIO) -> Listener:
     """The listener that suits stderr."""
-    if quiet:
-        return Silent()
+    return Silent() if quiet else watcher_for(stderr)
+
+
+def watcher_for(stderr: TextIO) -> Watcher:
+    """The watcher that suits stderr."""
     return TerminalBar(stderr) if stderr.isatty() else Lines(stderr)
 
 
@@ -67,6 +80,12 @@ class Lines:
 
     def warning(self, message: str) -> None:
         self._say(f"warning: {message}")
+
+    def waits(self, why: str) -> None:
+        self._say(why)
+
+    def note(self, message: str) -> None:
+        self._say(message)
 
     def ended(self) -> None:
         """Lines need no end."""
@@ -115,14 +134,13 @@ class TerminalBar:
 
     def started(self, run_id: str, folder: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._say(f"run {run_id} in {folder}")
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}{task.fields[pace]}", markup=False),
+            TextColumn("{task.fields[count]}{task.fields[unit]}{task.fields[pace]}", markup=False),
             console=Console(file=self._stderr),
             transient=True,
             refresh_per_second=4,
@@ -136,10 +154,14 @@ class TerminalBar:
             return
         if resumed:
             self._bar.console.print(f"{name}: already there", markup=False)
+        self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        assert self._bar is not None
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._stage = name
-        self._task = self._bar.add_task(name, total=None, unit="", pace="")
+        self._task = self._bar.add_task(name, total=None, count="", unit="", pace="")
 
     def progress(self, stage: str, done: float, total: float | None, unit: str) -> None:
         if self._bar is None:
@@ -147,7 +169,8 @@ class TerminalBar:
         if self._task is None or stage != self._stage:
             self.stage(stage, resumed=False)
         assert self._task is not None
-        self._bar.update(self._task, completed=done, total=total, unit=unit)
+        count = f"{done:,.0f}/{'?' if total is None else format(total, ',.0f')} "
+        self._bar.update(self._task, completed=done, total=total, count=count, unit=unit)
         task = next(task for task in self._bar.tasks if task.id == self._task)
         pace = f", {task.speed:,.3g} {unit}/s" if task.speed else ""
         if task.time_remaining is not None:
@@ -159,6 +182,18 @@ class TerminalBar:
             self._say(f"warning: {message}")
         else:
             self._bar.console.print(f"mscope: warning: {message}", markup=False, highlight=False)
+
+    def waits(self, why: str) -> None:
+        if self._bar is None:
+            self._say(why)
+        else:
+            self._begin(neutralised(why))
+
+    def note(self, message: str) -> None:
+        if self._bar is None:
+            self._say(message)
+        else:
+            self._bar.console.print(f"mscope: {neutralised(message)}", markup=False, highlight=False)
 
     def ended(self) -> None:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""`mscope run ANALYSIS [CHECKPOINT ...]`: execute an analysis in this process.
+"""`mscope run ANALYSIS [CHECKPOINT ...]`: execute an analysis in this process, or give it to the service.
 
 Each analysis is a subcommand made from its params when it is called; only its own plugin is imported.
 """
@@ -63,7 +63,10 @@ class Analyses(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True},
 )
 def command() -> None:
-    """Run an analysis on a checkpoint, in this process. `mscope run ANALYSIS --help` shows its options."""
+    """Run an analysis on a checkpoint: in this process, or with --detach in the background.
+
+    `mscope run ANALYSIS --help` shows its options.
+    """
 
 
 def analysis_command(bound: BoundAnalysis, host: PluginHost) -> click.Command:
@@ -111,21 +114,39 @@ def run_analysis(
     as_json: bool,
     quiet: bool,
     assertions: tuple[str, ...],
+    detach: bool,
+    foreground: bool,
 ) -> int:
-    """Submit and execute one run, print its results, and return the exit code."""
+    """Submit and execute one run, print its results, and return the exit code; with `detach`, the service executes it."""
+    from modelscope_app.cli import detached
     from modelscope_app.jobs.interruption import Interruption
     from modelscope_app.jobs.submission import HostOptions, new_run, open_checkpoints
     from modelscope_app.plugin_host import parse_params
 
+    if detach:
+        detached.check_detachable(foreground, assertions)
     conditions = [Assertion.parse(text) for text in assertions]
     values = parse_params(bound.analysis.params, {**(_params_file(Path(params)) if params else {}), **typed})
+    options = HostOptions(device, dtype, seed, Path(out) if out is not None else None)
+    if detach:
+        return detached.submit(bound, checkpoints, values, options, as_json=as_json, quiet=quiet)
     with Interruption() as interruption:
         interruption.last_words = stopped_before_it_began
         opened = open_checkpoints(bound, checkpoints)
-        options = HostOptions(device, dtype, seed, Path(out) if out is not None else None)
+        check_device_is_there(device)
         run = new_run(bound, opened, values, options, warn=lambda sentence: print(f"mscope: warning: {sentence}", file=sys.stderr))
         status = execute_here(run, bound, opened, host, interruption, quiet=quiet, as_json=as_json)
     return report(run, status, as_json=as_json, quiet=quiet, conditions=conditions)
+
+
+def check_device_is_there(device: str) -> None:
+    """Raise UsageError where this process cannot use the device. Imports torch only to look for a GPU."""
+    from modelscope_app.models.names import check_device
+
+    if check_device(device).startswith("cuda"):
+        from modelscope_app.models import resolve_device
+
+        resolve_device(device)
 
 
 def stopped_before_it_began(stopped: Interruption) -> None:
@@ -151,7 +172,8 @@ def execute_here(
         _say_how_it_ended(run, "cancelled", stopped.sentence, quiet, stderr)
 
     interruption.last_words = last_words
-    status = execute(run, bound, opened, host, listener_for(quiet, stderr), interruption, read_settings().runs.save_interval_seconds)
+    save_interval = read_settings().runs.save_interval_seconds
+    status = execute(run, bound, opened, host, listener_for(quiet, stderr), interruption, save_interval, run.job.device)
     if results is not None:
         os.close(results)
     return status
@@ -240,6 +262,8 @@ def _host_options() -> list[click.Parameter]:
             ["--seed", "host_seed"], type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of everything random."
         ),
         click.Option(["--out", "host_out"], metavar="DIR", help="The run folder: new or empty. Default: one in the data folder."),
+        click.Option(["--detach", "host_detach"], is_flag=True, help="Give it to the service, print the run's id, and return at once."),
+        click.Option(["--foreground", "host_foreground"], is_flag=True, help="Execute it in this process, as without --detach."),
         click.Option(["--json", "host_as_json"], is_flag=True, help="Print the result as one JSON object."),
         click.Option(["--quiet", "-q", "host_quiet"], is_flag=True, help="No progress and no messages; errors are still said."),
         click.Option(

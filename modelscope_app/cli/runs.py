@@ -19,14 +19,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, UsageError, neutralised
+from modelscope_app.runs.queue_record import read_queue_record
+from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, RESUMABLE_STATES
 
 if TYPE_CHECKING:
-    from modelscope_app.jobs.listener import Listener
     from modelscope_app.runs.folder import RunFolder
 
-_WATCH_SECONDS = 0.2
-_BEGIN_SECONDS = 2.0
-"""A process that has just made a run folder may take so long to begin."""
 _STATE_WIDTH = 10
 _AGE_WIDTH = 6
 _NARROWEST_NAMES = 16
@@ -40,7 +38,9 @@ def _references(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     return ids or [CompletionItem(incomplete, type="dir")]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, short_help="Look at, resume, export and remove runs.")
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Look at, follow, cancel, resume, export and remove runs."
+)
 def command() -> None:
     """Runs: what analyses left behind. RUN is an id (or its beginning), a run folder, or `latest`."""
 
@@ -111,7 +111,6 @@ def show(run_reference: str, as_json: bool) -> None:
     """Show a run: what was asked, how it stands, and its results."""
     from modelscope_app.cli.run import print_json, print_results
     from modelscope_app.runs.index import find_run
-    from modelscope_app.runs.status import FINAL_STATES, RESUMABLE_STATES
 
     run = find_run(run_reference)
     if as_json:
@@ -121,7 +120,14 @@ def show(run_reference: str, as_json: bool) -> None:
     print(f"run      {run.id}")
     print(f"command  {neutralised(run.job.command)}")
     print(f"state    {status.state}")
-    if status.state in RESUMABLE_STATES:
+    if status.waiting_for is not None:
+        print(f"waiting  {status.waiting_for}")
+    record = read_queue_record(run.folder)
+    if record is not None and (status.state == "lost" or status.state not in FINAL_STATES):
+        age = _age(time.time() - record.submitted)
+        print(f"queue    given to the service of {neutralised(record.host)} {age} ago")
+        print(f"go on    mscope runs watch {run.id}")
+    elif status.state in RESUMABLE_STATES:
         print(f"go on    mscope runs resume {run.id}")
     if status.seconds is not None and (status.finished is not None or status.state not in FINAL_STATES):
         print(f"took     {status.seconds:.1f} s" + (" so far" if status.finished is None else ""))
@@ -149,58 +155,41 @@ def _naming_damaged_tables(run: RunFolder) -> Iterator[None]:
 @click.argument("run_reference", metavar="RUN", shell_complete=_references)
 def watch(run_reference: str) -> int:
     """Follow a run until it ends, and exit as it does. ctrl+c stops watching and cancels nothing."""
-    from modelscope_app.cli.progress import listener_for, own_stderr
-    from modelscope_app.runs.events import EventReader
+    from modelscope_app.cli import watching
+    from modelscope_app.cli.progress import own_stderr, watcher_for
     from modelscope_app.runs.index import find_run
-    from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, is_locked
 
     run = find_run(run_reference)
-    listener = listener_for(quiet=False, stderr=own_stderr())
-    listener.started(run.id, str(run.folder))
-    events = EventReader(run.folder)
-    executed_at = time.monotonic()
-    try:
-        while True:
-            status = run.read_status()
-            for event in events.new():
-                _tell(listener, event)
-            if status.state in FINAL_STATES:
-                break
-            if status.state not in NOT_BEGUN_STATES or is_locked(run.folder):
-                executed_at = time.monotonic()
-            elif time.monotonic() - executed_at > _BEGIN_SECONDS:
-                raise BadInput(f"run {run.id} is {status.state} and nobody executes it; to begin: mscope runs resume {run.id}")
-            time.sleep(_WATCH_SECONDS)
-    finally:
-        listener.ended()
+    status = watching.watch(run, watcher_for(own_stderr()))
     print(f"{run.id} {status.state}" + (f": {status.error}" if status.error else ""))
     if status.state == "done":
         return ExitCode.DONE
     return status.exit_code or ExitCode.JOB_FAILED
 
 
-def _tell(listener: Listener, event: dict[str, Any]) -> None:
-    """Pass on an event; one of another kind or shape is nothing to tell."""
-    match event:
-        case {"kind": "stage", "name": str(name), "resumed": bool(resumed)}:
-            listener.stage(neutralised(name), resumed)
-        case {"kind": "progress", "stage": str(stage), "done": float() | int() as done, "total": total, "unit": str(unit)}:
-            if total is None or isinstance(total, float | int):
-                listener.progress(neutralised(stage), done, total, neutralised(unit))
-        case {"kind": "warning", "message": str(message)}:
-            listener.warning(neutralised(message))
-
-
 @command.command("cancel")
 @click.argument("run_reference", metavar="RUN", shell_complete=_references)
 def cancel(run_reference: str) -> None:
-    """Ask a running run to stop; its state is saved and it can be resumed."""
+    """Ask a run to stop, or take it off the queue; what it had is saved and it can be resumed."""
+    from modelscope_app.cli.watching import queued_here
+    from modelscope_app.jobs.answers import NotRunning
     from modelscope_app.runs.index import find_run
     from modelscope_app.runs.lock import lock_holder
 
     run = find_run(run_reference)
     holder = lock_holder(run.folder)
+    if queued_here(run) is not None:
+        try:
+            state = _cancel_at_the_service(run, start=holder is None)
+        except NotRunning:
+            holder = lock_holder(run.folder)  # its worker is still at it
+        else:
+            print(f"{run.id} cancelled" if state == "cancelled" else f"{run.id} asked to stop")
+            return
     if holder is None:
+        record = read_queue_record(run.folder)
+        if record is not None and run.status in NOT_BEGUN_STATES:
+            raise BadInput(f"run {run.id} is on the queue of {record.host}; cancel it there")
         raise BadInput(f"run {run.id} is {run.status}, not running; there is nothing to cancel")
     if holder.purpose != "execute":
         raise BadInput(f"run {run.id} is being removed, not running; there is nothing to cancel")
@@ -217,19 +206,34 @@ def cancel(run_reference: str) -> None:
     print(f"{run.id} asked to stop")
 
 
+def _cancel_at_the_service(run: RunFolder, start: bool) -> str:
+    """Its state thereafter."""
+    from modelscope_app.jobs.client import Client
+
+    with Client(start=start) as client:
+        return client.cancel(run.id).state
+
+
 @command.command("resume")
 @click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.option("--detach", is_flag=True, help="Give it to the service, print the run's id, and return at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no messages; errors are still said.")
-def resume(run_reference: str, as_json: bool, quiet: bool) -> int:
+def resume(run_reference: str, detach: bool, as_json: bool, quiet: bool) -> int:
     """Go on with a run that was lost, cancelled or failed, or never began, from its finished stages and newest saved state."""
+    from modelscope_app.cli import detached
     from modelscope_app.cli.run import execute_here, report, stopped_before_it_began
+    from modelscope_app.cli.watching import queued_here
     from modelscope_app.jobs.interruption import Interruption
     from modelscope_app.jobs.submission import reopen
     from modelscope_app.plugin_host import PluginHost
     from modelscope_app.runs.index import find_run
 
     run = find_run(run_reference)
+    if queued_here(run) is not None and run.status in NOT_BEGUN_STATES:
+        raise BadInput(f"run {run.id} is on the queue of the service; follow it with `mscope runs watch {run.id}`")
+    if detach:
+        return detached.resume(run, as_json=as_json, quiet=quiet)
     host = PluginHost()
     with Interruption() as interruption:
         interruption.last_words = stopped_before_it_began

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from modelscope_app.jobs.memory import mark_peak, peak_bytes, resident_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 class DeviceMemory(NamedTuple):
@@ -61,23 +62,62 @@ def _cpu_memory() -> DeviceMemory:
     """From /proc/meminfo and the control group; a machine that has neither says 0 free of 0, which nobody takes for a limit."""
     values = {}
     with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in _MEMINFO.read_text().splitlines():
             key, _, rest = line.partition(":")
             values[key] = int(rest.split()[0]) * 1024
-    capacity, free = values.get("MemTotal", 0), values.get("MemAvailable", 0)
-    limit = _cgroup_limit()
-    if limit is not None:
-        capacity, free = min(capacity, limit.capacity_bytes), min(free, limit.free_bytes)
-    return DeviceMemory(capacity, free)
+    memory = DeviceMemory(values.get("MemTotal", 0), values.get("MemAvailable", 0))
+    limit = cgroup_memory()
+    if limit is None or not memory.capacity_bytes:
+        return limit or memory
+    return DeviceMemory(min(memory.capacity_bytes, limit.capacity_bytes), min(memory.free_bytes, limit.free_bytes))
 
 
-def _cgroup_limit() -> DeviceMemory | None:
-    """The limit of this process' own control group (version 2); None where there is none."""
-    with suppress(OSError, ValueError, StopIteration):
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        folder = _CGROUP / own.removeprefix("0::").lstrip("/")
-        limit = int((folder / "memory.max").read_text())  # "max" where there is none
-        used = int((folder / "memory.current").read_text())
-        cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return DeviceMemory(limit, max(0, limit - used + int(cached.get("inactive_file", 0))))
+def cgroup_memory(membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUP) -> DeviceMemory | None:
+    """The tightest limit on the control groups this process is in, of either version; None where there is none.
+
+    A limit may be set on any group above the process' own, as a batch system does for a job of several steps. In a container
+    the names of groups may be the host's, and then its own group is the root of what is mounted.
+    """
+    found: list[DeviceMemory] = []
+    with suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, _, rest = line.partition(":")
+            controllers, _, name = rest.partition(":")
+            if controllers == "":
+                files, top = _VERSION_2, root
+            elif "memory" in controllers.split(","):
+                files, top = _VERSION_1, root / "memory"
+            else:
+                continue
+            own = top / name.strip("/")
+            folders = [own, *own.parents] if own.is_dir() and ".." not in own.parts else [top]
+            found += [memory for folder in folders if folder.is_relative_to(top) and (memory := _group_memory(folder, files)) is not None]
+    if not found:
+        return None
+    return DeviceMemory(min(memory.capacity_bytes for memory in found), min(memory.free_bytes for memory in found))
+
+
+class _Files(NamedTuple):
+    """What a version of control groups calls its files, and the bytes of cached files that can be given up at once."""
+
+    limit: str
+    used: str
+    reclaimable: str
+
+
+_UNLIMITED = 1 << 60
+"""Version 1 says where there is no limit with the largest count of pages it has."""
+
+_VERSION_1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _Files("memory.max", "memory.current", "inactive_file")
+
+
+def _group_memory(folder: Path, files: _Files) -> DeviceMemory | None:
+    with suppress(OSError, ValueError):
+        limit = int((folder / files.limit).read_text())  # version 2 says "max" where there is none
+        if limit >= _UNLIMITED:
+            return None
+        used = int((folder / files.used).read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return DeviceMemory(limit, max(0, limit - used + int(counts.get(files.reclaimable, 0))))
     return None

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 from modelscope_app.api import BadInput, ExitCode, JobCancelled, JobFailed, MscopeError
 from modelscope_app.jobs.interruption import Interruption
 from modelscope_app.jobs.listener import Listener
-from modelscope_app.jobs.models import FreshModels, ModelSource
 from modelscope_app.jobs.memory import mark_peak, peak_bytes, resident_bytes
+from modelscope_app.jobs.models import FreshModels, ModelSource
 from modelscope_app.jobs.out_of_memory import is_device_lost, is_out_of_memory
 from modelscope_app.jobs.peaks import record_peak
 from modelscope_app.jobs.submission import Opened
@@ -67,8 +67,8 @@ def execute(
     """Run the analysis to its end and return the final status.
 
     `device` is where a run goes that has not begun yet; one that is resumed goes where it began. Without `models`, those the
-    analysis asks for are built for it alone. Nothing an analysis does raises here. Raises BadInput for a run that somebody else executes or has finished, or whose folder
-    cannot be written.
+    analysis asks for are built for it alone. Nothing an analysis does raises here. Raises BadInput for a run that somebody else
+    executes or has finished, or whose folder cannot be written.
     """
     lock = RunLock(run.folder)
     try:
@@ -77,11 +77,25 @@ def execute(
         with _writing_to(run), closing(EventLog(run.folder)) as events:
             progress = _Progress(run, events, listener)
             interruption.on_timeout = lambda stopped: progress.end(stopped.ends_as, stopped.sentence, stopped.exit_code)
+            interruption.on_asked = progress.asked
+            if interruption.is_requested:  # before it began
+                progress.end(interruption.ends_as, interruption.sentence, interruption.exit_code)
+                return progress.status
             progress.begin()
             listener.started(run.id, str(run.folder))
             try:
                 call = partial(
-                    _call, run, analysis, opened, host, interruption, progress, events, save_interval_seconds, device, models or FreshModels()
+                    _call,
+                    run,
+                    analysis,
+                    opened,
+                    host,
+                    interruption,
+                    progress,
+                    events,
+                    save_interval_seconds,
+                    device,
+                    models or FreshModels(),
                 )
                 with _output_into(run.folder / "log.txt"):
                     _record_how_it_ends(call, progress, interruption)
@@ -211,15 +225,19 @@ class _Progress:
         """Where it runs, and with how many threads; so it will be when it is resumed."""
         self._write(device=device, threads=threads)
 
-    def cancelling(self) -> None:
-        """It was asked to stop."""
-        self._write(state="cancelling")
-        self._events.add("state", state="cancelling")
+    def asked(self, interruption: Interruption) -> None:
+        """Somebody asked for its end; a run that will be taken up again goes on looking as it did."""
+        with suppress(OSError, BadInput), self._guard:
+            if interruption.ends_as == "cancelled" and self.status.state == "running":
+                self.status = replace(self.status, state="cancelling")
+                write_status(self._run.folder, self.status)
+                self._events.add("state", state="cancelling")
 
     def measure_from_here(self) -> None:
         """Torch is imported and the checkpoint open: what memory is taken from here on is the analysis'."""
         mark_peak()
-        self._write(memory_before_bytes=resident_bytes())
+        with self._guard:  # on disk with the next change: each write waits for the disk, and the first step waits for them all
+            self.status = replace(self.status, memory_before_bytes=resident_bytes())
 
     def stage(self, name: str, resumed: bool) -> None:
         """A stage begins, or its stored result is used."""
@@ -271,7 +289,9 @@ class _Progress:
 
 def _device_lost_sentence(error: BaseException) -> str:
     first_line = next(iter(str(error).splitlines()), type(error).__name__)
-    return str(JobFailed(f"the device gave up ({first_line}); nothing more can be computed in that process, and the traceback is in log.txt"))
+    return str(
+        JobFailed(f"the device gave up ({first_line}); nothing more can be computed in that process, and the traceback is in log.txt")
+    )
 
 
 def _sentence(error: BaseException) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -87,7 +89,15 @@ def _run_folder(reference: str) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not make us wait
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BadInput(f"{path}: cannot be read (it is no regular file)")
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a NUL character, or half of a surrogate pair, in the path
+        raise BadInput(f"{str(path)!r}: cannot be the path of a file ({error})") from None

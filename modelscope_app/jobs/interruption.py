@@ -19,7 +19,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Literal
 
-from modelscope_app.api import JobCancelled
+from modelscope_app.api import ExitCode, JobCancelled
 
 GRACE_SECONDS = 0.4
 """Time for a cooperative end; the rest of the second is for recording and exiting."""
@@ -37,6 +37,8 @@ class Interruption:
         """Called from the watcher thread before it ends the process, to record that."""
         self.last_words: Callable[[Interruption], None] = lambda interruption: None
         """Called after it, to tell the user."""
+        self.on_asked: Callable[[Interruption], None] = lambda interruption: None
+        """Called from whatever thread asks the job to stop without a signal."""
         self.signal: signal.Signals | None = None
         """The first signal that arrived."""
         self.ends_as: Literal["cancelled", "lost"] = "cancelled"
@@ -54,21 +56,26 @@ class Interruption:
 
     @property
     def sentence(self) -> str:
-        """Why it stops."""
-        if self._asked is not None and self.signal is None:
+        """Why it stops. Who asked stays the reason where a signal then insisted."""
+        if self._asked is not None:
             return self._asked
         return _SENTENCES.get(self.signal, "cancelled") if self.signal is not None else "cancelled"
 
     @property
     def exit_code(self) -> int:
-        """128 plus the signal's number, as shells have it."""
-        return 128 + (self.signal or signal.SIGINT)
+        """128 plus the signal's number, as shells have it, and as of ctrl+c where somebody asked. A lost run has failed."""
+        if self.ends_as == "lost":
+            return ExitCode.JOB_FAILED
+        if self._asked is not None or self.signal is None:
+            return ExitCode.CANCELLED
+        return 128 + self.signal
 
     def ask(self, sentence: str, ends_as: Literal["cancelled", "lost"] = "cancelled") -> None:
         """Ask the job to stop at its next step, from any thread, without a signal and without a limit of time."""
         if not self.is_requested:
             self._asked, self.ends_as = sentence, ends_as
             self._requested.set()
+            self.on_asked(self)
 
     def check(self) -> None:
         """Raise JobCancelled if the job was asked to stop."""
@@ -116,6 +123,7 @@ class Interruption:
         while True:
             received = self._receiver.recv(1)
             if not received:
+                self._receiver.close()
                 return None
             if received[0] in set(WATCHED):
                 return signal.Signals(received[0])

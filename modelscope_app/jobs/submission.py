@@ -24,7 +24,7 @@ from modelscope_app.locations import absolute_path
 from modelscope_app.runs.folder import FolderInUse, RunFolder
 from modelscope_app.runs.index import register, runs_dir
 from modelscope_app.runs.job import Job, JobCheckpoint
-from modelscope_app.runs.status import RESUMABLE_STATES
+from modelscope_app.runs.status import NOT_BEGUN_STATES, RESUMABLE_STATES
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -147,7 +147,7 @@ def _created(job: Job, id_begins: str, out: Path | None, record: QueueRecord | N
 def reopen(run: RunFolder, host: PluginHost) -> tuple[BoundAnalysis, Opened]:
     """What a run needs to go on, checked to be what it began with. Raises BadInput where it is not."""
     state = run.status
-    if state not in RESUMABLE_STATES:
+    if state not in RESUMABLE_STATES | NOT_BEGUN_STATES:
         raise BadInput(f"run {run.id} is {state}; only a run that failed, was cancelled or was lost, or never began, can be resumed")
     job = run.job
     analysis = host.analysis(job.analysis)

@@ -43,7 +43,8 @@ class BuiltModel:
         self.kind = kind
         self.notes = tuple(notes)
         """What the user should know about how it was built, a sentence each."""
-        self._files = files
+        self.files = tuple(files)
+        """Files that memory of its weights was mapped from."""
         self._adapter = adapter
 
     @property
@@ -76,7 +77,7 @@ class BuiltModel:
 
         Raises BadInput where a file was rewritten in that moment, so that what was computed meanwhile cannot be trusted.
         """
-        for file in self._files:
+        for file in self.files:
             file.settled()
 
     @cached_property

@@ -17,6 +17,8 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,39 @@ class MappedFile:
         if self._failure is not None:
             raise BadInput(f"{self._path} {self._failure} while it was loaded; run again")
 
+    def offset(self, tensor: torch.Tensor) -> int | None:
+        """Where in the file the bytes of a contiguous tensor come from; None for one whose memory is not this file's."""
+        begin = tensor.data_ptr() - self._address
+        return begin if begin >= 0 and begin + tensor.nbytes <= len(self._memory) else None
+
+    @contextmanager
+    def read_again(self) -> Iterator[Callable[[int, torch.Tensor], None]]:
+        """A function that reads bytes of the file, from an offset on, into a tensor of bytes on the CPU.
+
+        Raises BadInput where the file is not the one that was mapped, at the end too.
+        """
+        try:
+            with self._path.open("rb", buffering=0) as stream:
+                descriptor = stream.fileno()
+
+                def read(offset: int, into: torch.Tensor) -> None:
+                    view = memoryview(into.numpy())  # type: ignore[arg-type]  # an ndarray is a buffer
+                    while len(view):
+                        count = os.preadv(descriptor, [view], offset)
+                        if count == 0:
+                            raise BadInput(f"{self._path} became shorter since it was loaded")
+                        view, offset = view[count:], offset + count
+
+                yield read
+                now = os.fstat(descriptor)
+        except OSError as error:
+            raise BadInput(f"{self._path} cannot be read again ({error.strerror})") from error
+        if not self._is_as_mapped(now):
+            raise BadInput(f"{self._path} changed since it was loaded")
+
+    def _is_as_mapped(self, now: os.stat_result) -> bool:
+        return (now.st_size, now.st_mtime_ns) == (self._status.st_size, self._status.st_mtime_ns)
+
     def _replace(self) -> None:
         try:
             for start in range(0, len(self._memory), _STEP_BYTES):
@@ -90,8 +125,7 @@ class MappedFile:
                 if start % _AHEAD_BYTES == 0:
                     os.posix_fadvise(self._descriptor, start, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
                 _replace_by_copy(self._address + start, min(_STEP_BYTES, len(self._memory) - start), self._descriptor, start)
-            now = os.fstat(self._descriptor)
-            if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
+            if not self._is_as_mapped(os.fstat(self._descriptor)):
                 self._failure = "changed"
         except EOFError:
             self._failure = "became shorter"

@@ -100,6 +100,10 @@ class PluginHost:
             self._loaded[name] = loaded(candidates[0])
         return self._loaded[name]
 
+    def broken(self) -> tuple[str, ...]:
+        """Names of the plugins that are broken, of those imported so far. Mending one takes another process."""
+        return tuple(name for name, plugin in self._loaded.items() if plugin.is_broken)
+
     def load_all(self) -> tuple[Loaded, ...]:
         """Import every plugin that is not disabled; broken ones come back with their problems."""
         return tuple(self.load(name) for name in self.names())

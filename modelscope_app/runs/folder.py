@@ -187,6 +187,7 @@ class RunFolder:
             "status": status.state,
             "error": status.error,
             "exit_code": status.exit_code,
+            **({"waiting_for": status.waiting_for} if status.waiting_for is not None else {}),
             "checkpoints": [
                 {"path": checkpoint.path, "fingerprint": checkpoint.fingerprint, "series": checkpoint.series}
                 for checkpoint in self.job.checkpoints

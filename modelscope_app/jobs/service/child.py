@@ -6,16 +6,21 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelscope_app.jobs.address import log_path
 from modelscope_app.jobs.protocol import encode
 
 _LONGEST_LINE = 16 << 20
+_LAST_BYTES = 8192
+
+LOG_FORMAT = "%(asctime)s service %(levelname)s %(message)s"
+"""Of the service's own lines in the log."""
+_SERVICE_LINE = re.compile(r"\S+ \S+ service [A-Z]+ ")
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class Child:
         self.module = module
         self.interpreter = interpreter
         self._process: asyncio.subprocess.Process | None = None
+        self._log_begins = 0
 
     @property
     def pid(self) -> int:
@@ -47,6 +53,7 @@ class Child:
         if not self.interpreter.python_path:
             del environment["PYTHONPATH"]
         with log_path().open("ab") as errors:
+            self._log_begins = errors.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *(self.interpreter.path, "-P", "-m", self.module),
                 stdin=asyncio.subprocess.PIPE,
@@ -92,23 +99,23 @@ class Child:
                 return
             yield message
 
+    def last_words(self) -> str:
+        """The last line that stands in the log since it was started and is not the service's own; for a sentence on why it ended."""
+        try:
+            with log_path().open("rb") as stream:
+                stream.seek(max(self._log_begins, stream.seek(0, os.SEEK_END) - _LAST_BYTES))
+                lines = stream.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        said = (line.strip() for line in reversed(lines) if not _SERVICE_LINE.match(line))
+        return next((line for line in said if line), "")
+
     async def ended(self) -> int:
         """Wait for its end, end what it left behind in its group, and return the exit code (negative: the signal)."""
         assert self._process is not None
         code = await self._process.wait()
         self.signal(signal.SIGKILL)
         return code
-
-
-def last_log_line(path: Path | None = None) -> str:
-    """The last line of the log, for a sentence about a child that could not start."""
-    try:
-        with (path or log_path()).open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 4096))
-            lines = stream.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def how_it_ended(code: int) -> str:

@@ -28,6 +28,7 @@ import uvicorn
 from modelscope_app.api import ExitCode, MscopeError
 from modelscope_app.jobs.address import lock_path, log_path, make_private_folder, socket_paths
 from modelscope_app.jobs.service.app import Service, create_app
+from modelscope_app.jobs.service.child import LOG_FORMAT
 from modelscope_app.jobs.service.preparers import Preparers
 from modelscope_app.jobs.service.recovery import recover
 from modelscope_app.jobs.service.scheduler import Scheduler
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the service until it has to end."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s service %(levelname)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         lock_path().parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,7 +11,7 @@ import signal
 from typing import Any
 
 from modelscope_app.api import BadInput, JobFailed, MscopeError, UsageError
-from modelscope_app.jobs.service.child import Child, Interpreter, how_it_ended, last_log_line
+from modelscope_app.jobs.service.child import Child, Interpreter, how_it_ended
 
 MODULE = "modelscope_app.jobs.preparing"
 
@@ -82,7 +82,8 @@ class Preparers:
         else:
             code = await self._end(preparer)
             if answer["say"] == "gone":
-                raise JobFailed(f"the process that checks submissions {how_it_ended(code)}; last in the log: {last_log_line()}")
+                said = preparer.child.last_words()
+                raise JobFailed(f"the process that checks submissions {how_it_ended(code)}{f'; it said: {said}' if said else ''}")
         return answer
 
     async def _end(self, preparer: Preparer) -> int:

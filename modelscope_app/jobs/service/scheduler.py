@@ -24,7 +24,7 @@ from typing import Any
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError
 from modelscope_app.jobs.service import transitions
-from modelscope_app.jobs.service.child import Interpreter, how_it_ended, last_log_line
+from modelscope_app.jobs.service.child import Interpreter, how_it_ended
 from modelscope_app.jobs.service.queued_job import QueuedJob, ended_json
 from modelscope_app.jobs.service.workers import Facts, Worker, facts
 from modelscope_app.runs.folder import RunFolder
@@ -37,6 +37,8 @@ RETRY_SECONDS = 2.0
 
 _REMEMBERED = 1000
 _START_TRIES = 3
+_KILLED_START_TRIES = 8
+"""A worker that was killed while it started says less about the next one than one that ended by itself."""
 _START_PAUSE_SECONDS = 0.5
 _BEGIN_TRIES = 3
 """A job whose worker dies before it has begun is given to another one, so often."""
@@ -233,8 +235,9 @@ class Scheduler:
         """It ended before it said hello: tried again a few times, since it may have been killed for want of memory."""
         failures = self._failed_starts.get(worker.interpreter, 0) + 1
         self._failed_starts[worker.interpreter] = failures
-        sentence = f"a worker with {worker.interpreter.path} {how_it_ended(code)} before it was ready; last in the log: {last_log_line()}"
-        if failures < _START_TRIES:
+        said = worker.child.last_words()
+        sentence = f"a worker with {worker.interpreter.path} {how_it_ended(code)} before it was ready{f'; it said: {said}' if said else ''}"
+        if failures < (_KILLED_START_TRIES if code < 0 else _START_TRIES):
             log.warning("%s; it is started again", sentence)
             await asyncio.sleep(_START_PAUSE_SECONDS * failures)
         else:
@@ -280,6 +283,8 @@ class Scheduler:
     async def _settle(self, job: QueuedJob, message: dict[str, Any], device: str) -> None:
         """What a worker said of a job that it does not execute, or no longer."""
         word = message["say"]
+        if word == "ended" and self.is_stopping:
+            return  # `stop` puts it back
         if word == "ended":
             async with job.guard:
                 await self._end(job, None)

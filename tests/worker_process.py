@@ -1,0 +1,226 @@
+"""A real worker process on pipes, told what to do as the service tells it. A test module opts in with `pytest_plugins`.
+
+PYTEST_DONT_REWRITE: a test module that opts in imports this one before pytest does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelscope_app.jobs.submission import HostOptions, new_run, open_checkpoints
+from modelscope_app.plugin_host import PluginHost, parse_params
+from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.status import Status, read_status
+
+DEADLINE_SECONDS = 60.0
+"""Generous: what is waited for comes within a second or two on an idle machine."""
+
+PLUGINS = ("survivor", "tenant")
+
+
+class WorkerProcess:
+    """One worker; its standard error is kept in a file."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self.heard: list[dict[str, Any]] = []
+        """Everything it has said so far."""
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "modelscope_app.jobs.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd="/",
+                env=dict(environment),
+                start_new_session=True,
+            )
+        self._pending = b""
+
+    def send(self, **message: Any) -> None:
+        """Write a message."""
+        self.write(json.dumps(message).encode())
+
+    def write(self, line: bytes) -> None:
+        """Write a line, whatever it is."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next thing it says; None when it ended."""
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while b"\n" not in self._pending:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"the worker said nothing for {DEADLINE_SECONDS:.0f} s; its log: {self.log.read_text()}"
+            read = os.read(descriptor, 1 << 16)
+            if not read:
+                assert not self._pending, self._pending
+                return None
+            self._pending += read
+        line, _, self._pending = self._pending.partition(b"\n")
+        said = json.loads(line)
+        assert isinstance(said, dict)
+        self.heard.append(said)
+        return said
+
+    def hear_of(self, *words: str) -> dict[str, Any]:
+        """The next message with one of these words; others are passed over. Fails where it ended instead."""
+        while (said := self.hear()) is not None:
+            if said["say"] in words:
+                return said
+        raise AssertionError(f"the worker ended without saying {' or '.join(words)}; its log: {self.log.read_text()}")
+
+    def run(self, run: RunFolder | Path, **changes: Any) -> None:
+        """Tell it to execute a run."""
+        folder = run.folder if isinstance(run, RunFolder) else run
+        message = {"device": "cpu", "analysis_bytes": 0, "model_bytes": 0, "limit_bytes": None, "others_bytes": 0, **changes}
+        self.send(do="run", folder=str(folder), **message)
+
+    def ended(self, run: RunFolder | Path, **changes: Any) -> Status:
+        """Have it execute a run to its end; how that ended."""
+        folder = run.folder if isinstance(run, RunFolder) else run
+        self.run(run, **changes)
+        said = self.hear_of("ended", "refused", "short", "never", "stale")
+        assert said == {"say": "ended", "folder": str(folder)}, said
+        return read_status(folder)
+
+    def cancel(self, run: RunFolder) -> None:
+        """Ask for a run's end."""
+        self.send(do="cancel", folder=str(run.folder))
+
+    def unload(self, fingerprint: str | None = None, idle_seconds: float = 0.0) -> None:
+        """Have models dropped."""
+        self.send(do="unload", fingerprint=fingerprint, idle_seconds=idle_seconds)
+
+    def resident(self) -> list[dict[str, Any]]:
+        """What is resident, once something has changed there."""
+        models = self.hear_of("resident")["models"]
+        assert isinstance(models, list)
+        return models
+
+    def service_ends(self) -> None:
+        """End its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def exit_code(self) -> int:
+        """Wait for its end."""
+        return self.process.wait(DEADLINE_SECONDS)
+
+    def kill(self) -> None:
+        """Leave nothing of it, nor of what it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that comes soon."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS:.0f} s for {what}"
+        time.sleep(0.01)
+
+
+def events(run: RunFolder) -> list[dict[str, Any]]:
+    """What happened in a run so far."""
+    path = run.folder / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def log_of(run: RunFolder) -> str:
+    """What was printed in a run so far."""
+    path = run.folder / "log.txt"
+    return path.read_text() if path.is_file() else ""
+
+
+@pytest.fixture
+def worker_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the plugins, where workers and this process find them."""
+    site = tmp_path / "worker-site"
+    for name in PLUGINS:
+        install(site, name, (Path(__file__).parent / "jobs" / f"{name}.py").read_text())
+    monkeypatch.syspath_prepend(str(site))
+    for name in PLUGINS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return site
+
+
+def install(site: Path, name: str, source: str) -> Path:
+    """A plugin of one module, with its distribution; the module's file."""
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[modelscope_app]\n{name} = {name}\n")
+    (site / f"{name}.py").write_text(source)
+    return site / f"{name}.py"
+
+
+def uninstall(site: Path, name: str) -> None:
+    """The opposite."""
+    shutil.rmtree(site / f"{name}-1.0.dist-info")
+    (site / f"{name}.py").unlink()
+
+
+@pytest.fixture
+def worker_environment(worker_site: Path) -> dict[str, str]:
+    """The environment of a worker that finds the plugins."""
+    return {**os.environ, "PYTHONPATH": str(worker_site), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def start_worker(worker_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts a worker that has said hello; each is gone after the test."""
+    started: list[WorkerProcess] = []
+
+    def start(**environment: str) -> WorkerProcess:
+        worker = WorkerProcess({**worker_environment, **environment}, tmp_path / f"worker-{len(started)}.log")
+        started.append(worker)
+        assert worker.hear_of("hello")
+        return worker
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+@pytest.fixture
+def worker(start_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    """One worker."""
+    return start_worker()
+
+
+@pytest.fixture
+def queued_run(worker_site: Path, tmp_path: Path) -> Callable[..., RunFolder]:
+    """Makes queued run folders, as a preparer does: `queued_run("survivor.training", rows=3)`."""
+    made = 0
+
+    def make(analysis: str, *checkpoints: Path, device: str = "auto", dtype: str = "auto", **params: Any) -> RunFolder:
+        nonlocal made
+        made += 1
+        bound = PluginHost().analysis(analysis)
+        opened = open_checkpoints(bound, [str(path) for path in checkpoints])
+        options = HostOptions(device, dtype, 0, tmp_path / f"run-{made}")
+        return new_run(bound, opened, parse_params(bound.analysis.params, params), options)
+
+    return make

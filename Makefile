@@ -32,6 +32,7 @@ test-real: weights  ## only the tests on real pretrained weights
 bench: weights  ## every benchmark; one JSON line per figure
 	$(BIN)/python bench/inspect.py
 	$(BIN)/python bench/load.py
+	$(BIN)/python bench/jobs.py
 
 oracles:  ## ask the independent oracles again, in an environment of their own, and rewrite their answers
 	$(PYTHON) -m venv .venv-oracles

@@ -111,7 +111,8 @@ def events(client: Client, count: int) -> None:
     seconds = time.perf_counter() - began
     whole = [sequences == list(range(len(sequences))) and len(sequences) > count for sequences in found]
     growth = (most - before) / 1024
-    _print(bench="jobs", figure="events", events=len(found[0]), clients=3, whole=all(whole), seconds=seconds, service_mb=before / 1024, growth_mb=growth)
+    figures = {"events": len(found[0]), "clients": len(found), "whole": all(whole), "seconds": seconds}
+    _print(bench="jobs", figure="events", **figures, service_mb=before / 1024, growth_mb=growth)
 
 
 def _first_step(client: Client, model: Path) -> float:

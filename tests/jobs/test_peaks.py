@@ -375,10 +375,11 @@ from modelscope_app.jobs.memory import mark_peak, peak_bytes, resident_bytes
 def took():
     mark_peak()
     before = resident_bytes()
-    held = [bytes(60_000) for _ in range(2000)]  # below what the allocator maps for itself alone
-    apart = held[::50]
+    held = [b"x" * (60_000 + number % 7) for number in range(2000)]  # below what the allocator maps for itself alone
+    kept.append(b"y" * 50_000)  # and something above it that stays, so that the heap cannot shrink by itself
     return peak_bytes() - before
 
+kept = []
 print(took(), took(), took())
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
 _STOP_SECONDS = 30.0
 """Running jobs get ten to save what they have."""
 _POLL_SECONDS = 0.05
+_TAB_SECONDS = 0.5
+"""Nobody waits longer for a completion."""
 
 
 def _resident(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Checkpoints that are resident, of a service that runs; and files."""
-    from modelscope_app.jobs.client import Client
+    from modelscope_app.jobs.starting import Answer, asked
 
-    try:
-        with Client(start=False) as client:
-            paths = dict.fromkeys(model.path for model in client.resident())
-    except MscopeError:
-        paths = {}
+    paths: dict[str, None] = {}
+    with suppress(MscopeError):
+        if asked(_TAB_SECONDS) is Answer.YES:
+            from modelscope_app.jobs.client import Client
+
+            with Client(start=False) as client:
+                paths = dict.fromkeys(model.path for model in client.resident())
     return [CompletionItem(path) for path in paths if path.startswith(incomplete)] or [CompletionItem(incomplete, type="file")]
 
 

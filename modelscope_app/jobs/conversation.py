@@ -224,10 +224,10 @@ def following(run: str, since: int, follow: bool, start: bool) -> Conversation[J
             while part := (yield Read()):
                 *lines, unfinished = (unfinished + part).split(b"\n")
                 for event in map(_event, lines):
-                    heard = time.monotonic()
                     if event is not None and event["seq"] >= expected:
                         expected = event["seq"] + 1
                         yield Hand(event)
+                    heard = time.monotonic()
             found = yield from job(run).asked(start)
             if is_last:
                 return found

@@ -26,8 +26,8 @@ from modelscope_app.locations import absolute_path, state_dir
 from modelscope_app.runs.reading import json_value
 
 MODULE = "modelscope_app.jobs.service"
-LIMIT_SECONDS = 15.0
-"""In which a service that was started has to answer."""
+LIMIT_SECONDS = 30.0
+"""In which a service has to answer. One that is ending holds the lock while it saves running jobs, for 13 seconds at most."""
 
 _POLL_SECONDS = 0.01
 _BETWEEN_STARTS_SECONDS = 1.0

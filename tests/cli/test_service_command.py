@@ -156,7 +156,7 @@ def test_tab_completes_subcommands_and_resident_models_and_starts_nothing(desk: 
     assert "plain,--detach" in completions("mscope run weights.stats --d")
     assert processes() == {}
     model = {"path": "/models/red", "fingerprint": "f", "device": "cpu", "dtype": "float32", "memory_bytes": 1, "since": 0, "last_used": 0}
-    with pretending(lambda request: answer({"resident": [model, model]})):
+    with pretending(lambda request: answer({} if request.path == "/health" else {"resident": [model, model]})):
         assert completions("mscope service unload /mo") == ["plain,/models/red"]
         assert completions("mscope service unload /other") == ["file,/other"]
 

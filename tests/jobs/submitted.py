@@ -151,4 +151,9 @@ def misbehave(how):
                 time.sleep(0.01)
         case "end":
             os._exit(9)
+        case "wait":
+            print("waiting", flush=True)
+            while not os.path.exists(os.environ["SUBMITTED_GO_ON"]):
+                time.sleep(0.01)
+            return Estimate(1)
     raise AssertionError(how)

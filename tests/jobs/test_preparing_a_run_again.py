@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preparer_process import PreparerProcess
+from preparer_process import DEADLINE_SECONDS, PreparerProcess
 
 from modelscope_app.runs.events import read_events
 from modelscope_app.runs.folder import RunFolder
@@ -75,6 +75,27 @@ def test_a_run_that_somebody_executes_is_refused(preparer: PreparerProcess, run:
     finally:
         lock.release()
     assert readmit(preparer, run)["say"] == "prepared"
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_refused(start_preparer: Callable[..., PreparerProcess], tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    preparer = start_preparer(SUBMITTED_GO_ON=str(go_on))
+    go_on.touch()
+    run = RunFolder.open(Path(preparer.prepared("submitted.hostile", params={"how": "wait"})["folder"]))
+    go_on.unlink()
+    drop_queue_record(run.folder)
+    waited = preparer.log.read_text().count("waiting")
+    preparer.send(json.dumps({"do": "readmit", "id": 3, "folder": str(run.folder)}).encode())
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while preparer.log.read_text().count("waiting") == waited:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    write_status(run.folder, Status(state="done", exit_code=0, attempts=1))
+    go_on.touch()
+    said = preparer.answer()
+    assert said is not None
+    assert_refused(said, 3, f"run {run.id} is done; there is nothing to resume")
+    assert run.status == "done" and read_queue_record(run.folder) is None
 
 
 def test_a_run_that_was_given_to_a_service_is_refused(preparer: PreparerProcess, run: RunFolder) -> None:

@@ -73,6 +73,7 @@ def test_relative_paths_begin_where_the_client_is_and_every_path_is_stored_absol
     assert RunFolder.open(Path(data["folder"])).job.inputs[0].path == str(here / "rows.txt")
     earlier = preparer.prepared("submitted.plain", params={"earlier": "./results"}, cwd=str(here))
     assert RunFolder.open(Path(earlier["folder"])).job.params["earlier"] == str(here / "results")
+    assert Path(f"/proc/{preparer.process.pid}/cwd").readlink() == Path("/"), "no folder of a user's is kept busy"
     refused = preparer.prepare("submitted.weights", "tiny")
     assert refused["exit_code"] == 3 and refused["error"].startswith("/tiny does not exist")
     assert {run.id for run in found_runs().runs} == {said["run"], data["run"], earlier["run"]}, "the one elsewhere is in the index"

@@ -149,7 +149,7 @@ def test_messages_nobody_understands_are_passed_over(worker: WorkerProcess, queu
     assert "dance" in worker.log.read_text()
 
 
-@pytest.mark.parametrize(("deed", "code"), [("end", 9), ("kill", -signal.SIGKILL), ("fork", 9)])
+@pytest.mark.parametrize(("deed", "code"), [("end", 9), ("kill", -signal.SIGKILL)])
 def test_an_analysis_that_ends_the_process_loses_its_own_run(worker: WorkerProcess, queued_run: Queued, deed: str, code: int) -> None:
     run, next_run = queued_run("tenant.deeds", deed=deed), queued_run("survivor.printing")
     worker.run(run)
@@ -159,6 +159,16 @@ def test_an_analysis_that_ends_the_process_loses_its_own_run(worker: WorkerProce
     assert [said["say"] for said in worker.heard] == ["hello"]
     assert worker.hear_of("begun")["folder"] == str(run.folder)
     assert worker.hear() is None
+
+
+def test_a_child_that_outlives_the_worker_is_not_taken_for_it(worker: WorkerProcess, queued_run: Queued) -> None:
+    run = queued_run("tenant.deeds", deed="fork")
+    worker.run(run)
+    assert worker.hear_of("begun")
+    assert worker.hear() is None  # the end of what it says, though the child has all its files
+    assert worker.exit_code() == 9
+    os.killpg(worker.process.pid, signal.SIGKILL)  # as the service does then
+    wait_until(lambda: run.status == "lost", "the child to let go of the run")
 
 
 def test_a_device_that_gives_up_takes_the_worker_with_it(worker: WorkerProcess, queued_run: Queued) -> None:

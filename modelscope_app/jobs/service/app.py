@@ -120,7 +120,7 @@ class _Handshake:
 def _refusal(asked: str) -> Response:
     sentence = (
         f"the running service (modelscope-app {__version__}) speaks version {API_VERSION} of its API, and this client version "
-        f"{str(MscopeError(asked))[:20]}; end the service with `mscope service stop` of its version, or update the older of the two"
+        f"{str(MscopeError(asked))[:20]}; end the service with `mscope service stop`, or update the older of the two"
     )
     return JSONResponse({"error": sentence, "exit_code": int(ExitCode.BAD_INPUT), "api": API_VERSION}, 409)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 
 from modelscope_app.jobs import staleness  # noqa: F401  # before everything else of ours, see there
 from modelscope_app.jobs.protocol import API_VERSION, Speaker, take_over_stdout
@@ -33,4 +34,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException:  # threads that analyses have left would keep the process from ending
+        traceback.print_exc()
+        leave(1)

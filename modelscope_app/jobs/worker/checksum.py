@@ -44,8 +44,8 @@ def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     if not tensor.is_contiguous():
         rows = max(1, PIECE_BYTES * len(tensor) // tensor.nbytes)
-        for some in tensor.split(rows):
-            yield from _pieces(some.contiguous())
+        for start in range(0, len(tensor), rows):
+            yield from _pieces(tensor[start : start + rows].contiguous())
         return
     flat = tensor.view(-1).view(torch.uint8)
     for start in range(0, len(flat), PIECE_BYTES):

@@ -73,14 +73,16 @@ class Inbox:
             self._current = None
 
     def _listen(self) -> None:
-        with os.fdopen(self._descriptor, "rb") as lines:
-            for line in lines:
-                try:
-                    self._hear(json.loads(line))
-                except Exception:  # one message nobody understands is no reason to be deaf to the next
-                    print(f"a worker was told {line[:1000]!r} and cannot do that", file=sys.stderr)
-                    traceback.print_exc()
-        self._close()
+        try:
+            with os.fdopen(self._descriptor, "rb") as lines:
+                for line in lines:
+                    try:
+                        self._hear(json.loads(line))
+                    except Exception:  # one message nobody understands is no reason to be deaf to the next
+                        print(f"a worker was told {line[:1000]!r} and cannot do that", file=sys.stderr)
+                        traceback.print_exc()
+        finally:
+            self._close()
 
     def _hear(self, message: dict[str, Any]) -> None:
         match message["do"]:

@@ -72,12 +72,12 @@ class Worker:
                 self._speaker.say("ended", folder=str(assignment.folder))
         except MscopeError as error:
             self._refuse(assignment.folder, error, announcing)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:  # the latter from a plugin that raises it when it is imported
             traceback.print_exc()
             sentence = f"a worker could not execute it ({type(error).__name__}: {error}); the service's log says more"
             self._refuse(assignment.folder, JobFailed(sentence), announcing)
         self._inbox.done()
-        if status is not None and status.state == "lost" and not assignment.interruption.is_requested:
+        if status is not None and status.state == "lost" and assignment.interruption.ends_as != "lost":
             return True
         return self._is_device_lost_cleaning_up(assignment.folder, announcing, status)
 

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -153,7 +154,7 @@ def misbehave(how):
             os._exit(9)
         case "wait":
             print("waiting", flush=True)
-            while not os.path.exists(os.environ["SUBMITTED_GO_ON"]):
+            while not Path(os.environ["SUBMITTED_GO_ON"]).exists():
                 time.sleep(0.01)
             return Estimate(1)
     raise AssertionError(how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -259,6 +260,14 @@ def deeds(context, params):
             os.kill(os.getpid(), signal.SIGKILL)
         case "cuda":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        case "cuda when cancelled":
+            context.log("waiting")
+            try:
+                while True:
+                    context.check_cancelled()
+                    time.sleep(0.01)
+            except BaseException:
+                raise RuntimeError("CUDA error: unspecified launch failure") from None
         case "thread":
             threading.Thread(target=time.sleep, args=(3600,), name="left over").start()
         case "read":
@@ -285,6 +294,8 @@ def exhausting(context, params):
     held.append(weakref.ref(taken))
     in_a_circle = [taken]
     in_a_circle.append(in_a_circle)
+    gc.collect()  # it is no longer young, so that nothing but a whole collection finds it
+    gc.collect()
     if params.deed == "memory error":
         raise MemoryError
     resource.setrlimit(resource.RLIMIT_AS, (resource_bytes() + (64 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -184,6 +184,28 @@ def test_a_device_that_gives_up_takes_the_worker_with_it(worker: WorkerProcess, 
     assert next_run.status == "queued"
 
 
+def test_a_device_that_gives_up_over_a_run_that_is_cancelled_takes_the_worker_with_it_too(
+    worker: WorkerProcess, queued_run: Queued
+) -> None:
+    run = queued_run("tenant.deeds", deed="cuda when cancelled")
+    worker.run(run)
+    wait_until(lambda: "waiting" in log_of(run), "the run")
+    worker.cancel(run)
+    assert worker.hear_of("ended")
+    assert worker.exit_code() == DEVICE_LOST
+    assert run.status == "lost"
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(3)", "RuntimeError('no')"])
+def test_a_plugin_that_cannot_be_imported_refuses_its_runs(start_worker: Start, queued_run: Queued, worker_site: Path, error: str) -> None:
+    run = queued_run("survivor.printing")
+    (worker_site / "survivor.py").write_text(f"raise {error}\n")
+    code, sentence = refusal(start_worker(), run)
+    assert error.partition("(")[0] in sentence
+    assert code in (3, 4)
+    assert run.status == "queued"
+
+
 def test_the_next_run_finds_the_process_as_it_was(worker: WorkerProcess, queued_run: Queued) -> None:
     first, second, third = (
         queued_run("tenant.surroundings", deed="change"),

@@ -63,13 +63,12 @@ class ResidentModels:
         self._fingerprints: Mapping[str, str] = {}
 
     def begin(self, fingerprints: Mapping[str, str]) -> None:
-        """A job begins, whose checkpoints have these fingerprints, by path. Models of what these paths held before are dropped."""
+        """A job begins, whose checkpoints have these fingerprints, by path; those that are not named here are computed."""
         self._fingerprints = fingerprints
         self.newly_built_bytes = 0
-        self._drop(lambda key, model: fingerprints.get(key.path, key.fingerprint) != key.fingerprint)
 
     def model(self, checkpoint: OpenCheckpoint, device: str, dtype: str, architectures: Sequence[Architecture]) -> BuiltModel:
-        """The checkpoint, resident or built. Raises as `models.build_model`."""
+        """The checkpoint, resident or built; models of what its path held before are dropped. Raises as `models.build_model`."""
         key = self._key(checkpoint, device, dtype)
         model_type = (checkpoint.config or {}).get("model_type")
         key = key._replace(builder=next((one.build for one in architectures if one.model_type == model_type), None))

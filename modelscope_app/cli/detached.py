@@ -1,4 +1,4 @@
-"""Giving a job to the service: `mscope run --detach` and `mscope runs resume --detach`.
+"""Giving a job to the service, `mscope run --detach` and `mscope runs resume --detach`; and taking one back, `mscope runs resume`.
 
 Params and checkpoints are looked at here first, so what is wrong with them is said at once and starts no service.
 """
@@ -6,16 +6,21 @@ Params and checkpoints are looked at here first, so what is wrong with them is s
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelscope_app.api import ExitCode, UsageError, neutralised
+from modelscope_app.api import BadInput, ExitCode, UsageError, neutralised
+from modelscope_app.runs.queue_record import drop_queue_record
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from modelscope_app.jobs.answers import JobInfo
+    from modelscope_app.jobs.listener import Listener
     from modelscope_app.jobs.submission import HostOptions
     from modelscope_app.plugin_host import BoundAnalysis
     from modelscope_app.runs.folder import RunFolder
@@ -45,7 +50,8 @@ def submit(bound: BoundAnalysis, checkpoints: Sequence[str], params: BaseModel, 
 
     with Client() as client:
         job = client.submit(bound.id, checkpoints, stored, device=options.device, dtype=options.dtype, seed=options.seed, out=options.out)
-    return _report(job, as_json=as_json, quiet=quiet)
+    reference = job.run if options.out is not None else _reference(job)
+    return _report(job, reference, as_json=as_json, quiet=quiet)
 
 
 def resume(run: RunFolder, *, as_json: bool, quiet: bool) -> int:
@@ -54,10 +60,10 @@ def resume(run: RunFolder, *, as_json: bool, quiet: bool) -> int:
 
     with Client() as client:
         job = client.resume(run.folder)
-    return _report(job, as_json=as_json, quiet=quiet)
+    return _report(job, job.run, as_json=as_json, quiet=quiet)
 
 
-def _report(job: JobInfo, *, as_json: bool, quiet: bool) -> int:
+def _report(job: JobInfo, reference: str, *, as_json: bool, quiet: bool) -> int:
     if as_json:
         print(json.dumps({"run": job.run, "status": job.state, "folder": job.folder, "facts": {}, "tables": {}, "artifacts": {}}))
     else:
@@ -65,5 +71,45 @@ def _report(job: JobInfo, *, as_json: bool, quiet: bool) -> int:
     if not quiet:
         for warning in job.warnings:
             print(f"mscope: warning: {neutralised(warning)}", file=sys.stderr)
-        print(f"mscope: to follow it: mscope runs watch {neutralised(job.run)}", file=sys.stderr)
+        print(f"mscope: to follow it: mscope runs watch {neutralised(reference)}", file=sys.stderr)
     return ExitCode.DONE
+
+
+def _reference(job: JobInfo) -> str:
+    """What names a run here that the service found a folder for: its id, or where that leads nowhere its folder."""
+    from modelscope_app.runs.index import find_run
+
+    try:
+        if find_run(job.run).folder.samefile(job.folder):
+            return job.run
+    except (BadInput, OSError):
+        pass
+    return shlex.quote(job.folder)
+
+
+class TakenBack:
+    """Passes on what it hears, and takes a run that begins in this process off the queue of the service that had it.
+
+    It is told under the run's lock, after the run became `running`: a run that could not be begun stays with its service, and no
+    service can take this one up between the two, nor after this process was killed.
+    """
+
+    def __init__(self, told: Listener) -> None:
+        self._told = told
+
+    def started(self, run_id: str, folder: str) -> None:
+        with suppress(OSError):  # the run goes on; whoever cancels it asks the holder of the lock
+            drop_queue_record(Path(folder))
+        self._told.started(run_id, folder)
+
+    def stage(self, name: str, resumed: bool) -> None:
+        self._told.stage(name, resumed)
+
+    def progress(self, stage: str, done: float, total: float | None, unit: str) -> None:
+        self._told.progress(stage, done, total, unit)
+
+    def warning(self, message: str) -> None:
+        self._told.warning(message)
+
+    def ended(self) -> None:
+        self._told.ended()

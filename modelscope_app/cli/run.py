@@ -157,7 +157,8 @@ def stopped_before_it_began(stopped: Interruption) -> None:
 def execute_here(
     run: RunFolder, bound: BoundAnalysis, opened: Opened, host: PluginHost, interruption: Interruption, *, quiet: bool, as_json: bool
 ) -> Status:
-    """Execute a run in this process with progress on stderr."""
+    """Execute a run in this process with progress on stderr. One that a service had is its no longer once it has begun."""
+    from modelscope_app.cli.detached import TakenBack
     from modelscope_app.cli.progress import listener_for, own_stderr, show_cursor
     from modelscope_app.jobs.execute import execute
     from modelscope_app.settings import read_settings
@@ -173,7 +174,8 @@ def execute_here(
 
     interruption.last_words = last_words
     save_interval = read_settings().runs.save_interval_seconds
-    status = execute(run, bound, opened, host, listener_for(quiet, stderr), interruption, save_interval, run.job.device)
+    listener = TakenBack(listener_for(quiet, stderr))
+    status = execute(run, bound, opened, host, listener, interruption, save_interval, run.job.device)
     if results is not None:
         os.close(results)
     return status

@@ -110,6 +110,7 @@ def _unreadable(run: str, folder: Path, error: str) -> dict[str, Any]:
 def show(run_reference: str, as_json: bool) -> None:
     """Show a run: what was asked, how it stands, and its results."""
     from modelscope_app.cli.run import print_json, print_results
+    from modelscope_app.cli.watching import if_gone
     from modelscope_app.runs.index import find_run
 
     run = find_run(run_reference)
@@ -126,7 +127,7 @@ def show(run_reference: str, as_json: bool) -> None:
     if record is not None and (status.state == "lost" or status.state not in FINAL_STATES):
         age = _age(time.time() - record.submitted)
         print(f"queue    given to the service of {neutralised(record.host)} {age} ago")
-        print(f"go on    mscope runs watch {run.id}")
+        print(f"go on    mscope runs watch {run.id}{if_gone(record.host, run)}")
     elif status.state in RESUMABLE_STATES:
         print(f"go on    mscope runs resume {run.id}")
     if status.seconds is not None and (status.finished is not None or status.state not in FINAL_STATES):
@@ -171,8 +172,8 @@ def watch(run_reference: str) -> int:
 @click.argument("run_reference", metavar="RUN", shell_complete=_references)
 def cancel(run_reference: str) -> None:
     """Ask a run to stop, or take it off the queue; what it had is saved and it can be resumed."""
-    from modelscope_app.cli.watching import queued_here
-    from modelscope_app.jobs.answers import NotRunning
+    from modelscope_app.cli.watching import if_gone, queued_here
+    from modelscope_app.jobs.answers import Busy, NotRunning, UnknownRun
     from modelscope_app.runs.index import find_run
     from modelscope_app.runs.lock import lock_holder
 
@@ -183,18 +184,22 @@ def cancel(run_reference: str) -> None:
             state = _cancel_at_the_service(run, start=holder is None)
         except NotRunning:
             holder = lock_holder(run.folder)  # its worker is still at it
+        except (Busy, UnknownRun):  # another service had it, and it may be executed by a process that none of them knows
+            holder = lock_holder(run.folder)
+            if holder is None or holder.purpose != "execute":
+                raise
         else:
             print(f"{run.id} cancelled" if state == "cancelled" else f"{run.id} asked to stop")
             return
     if holder is None:
         record = read_queue_record(run.folder)
         if record is not None and run.status in NOT_BEGUN_STATES:
-            raise BadInput(f"run {run.id} is on the queue of {record.host}; cancel it there")
+            raise BadInput(f"run {run.id} is on the queue of {record.host}; cancel it there{if_gone(record.host, run)}")
         raise BadInput(f"run {run.id} is {run.status}, not running; there is nothing to cancel")
     if holder.purpose != "execute":
         raise BadInput(f"run {run.id} is being removed, not running; there is nothing to cancel")
     if holder.host != socket.gethostname():
-        raise BadInput(f"run {run.id} runs on {holder.host}; cancel it there")
+        raise BadInput(f"run {run.id} runs on {holder.host}; cancel it there{if_gone(holder.host, run)}")
     if not holder.is_alive:
         raise BadInput(f"run {run.id}: the lock names process {holder.pid}, which is not to be found here; look again in a moment")
     try:

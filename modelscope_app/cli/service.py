@@ -154,6 +154,8 @@ def _print_health(health: ServiceHealth) -> None:
     print(f"version  {neutralised(health.version)}, API {health.api}")
     print(f"socket   {neutralised(health.socket)}")
     print(f"log      {neutralised(health.log)}")
+    if health.data_dir is not None:
+        print(f"data     {neutralised(health.data_dir)}")
 
 
 def _print_other_version(health: ServiceHealth, as_json: bool) -> None:

@@ -37,6 +37,11 @@ def queued_here(run: RunFolder) -> QueueRecord | None:
     return record
 
 
+def if_gone(host: str, run: RunFolder) -> str:
+    """The end of a sentence that leaves a run to a machine: what to do where that is not this one and will not come back."""
+    return "" if host == socket.gethostname() else f"; if that machine is gone: `mscope runs resume {run.id}`"
+
+
 def watch(run: RunFolder, watcher: Watcher) -> Status:
     """Tell the watcher what happens until the run has ended; how it ended. Raises BadInput for one that nobody will ever begin."""
     from modelscope_app.jobs.conversation import SETTLING_SECONDS
@@ -66,7 +71,7 @@ def watch(run: RunFolder, watcher: Watcher) -> Status:
             if status.state not in NOT_BEGUN_STATES or is_locked(run.folder):
                 executed_at = now
             elif record is not None:
-                why = _why_it_waits(status, record, service.position())
+                why = _why_it_waits(run, status, record, service)
                 if why != told and not (why == "queued" and told):  # a worker is about to begin it
                     watcher.waits(why)
                     told = why
@@ -89,11 +94,12 @@ def tell(listener: Listener, event: dict[str, Any]) -> None:
             listener.warning(neutralised(message))
 
 
-def _why_it_waits(status: Status, record: QueueRecord, position: int | None) -> str:
+def _why_it_waits(run: RunFolder, status: Status, record: QueueRecord, service: _Service) -> str:
+    if record.host != socket.gethostname():
+        return f"{status.state}: with the service of {neutralised(record.host)}{if_gone(record.host, run)}"
     if status.state == "waiting":
         return f"waiting: {status.waiting_for or 'for memory'}"
-    if record.host != socket.gethostname():
-        return f"queued: with the service of {neutralised(record.host)}"
+    position = service.position()
     if position is None:
         return "queued"
     return "queued: next" if position == 0 else f"queued: {position} before it"

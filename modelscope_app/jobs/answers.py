@@ -152,6 +152,8 @@ class ServiceHealth:
     host: str
     socket: str
     log: str
+    data_dir: str | None = None
+    """Where it puts runs that name no folder; None where it does not say."""
 
 
 def devices(value: Any) -> tuple[DeviceInfo, ...]:

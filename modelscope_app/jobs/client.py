@@ -18,12 +18,14 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx2
 
+from modelscope_app.api import BadInput
 from modelscope_app.jobs import conversation
 from modelscope_app.jobs.address import make_private_folder, service_socket
 from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel, ServiceHealth
@@ -42,6 +44,8 @@ from modelscope_app.jobs.conversation import (
 )
 from modelscope_app.jobs.protocol import API_HEADER
 from modelscope_app.jobs.starting import ensure_service
+from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.index import register, runs_dir
 
 Value = TypeVar("Value")
 
@@ -69,8 +73,12 @@ class Client:
         seed: int = 0,
         out: str | Path | None = None,
     ) -> JobInfo:
-        """Queue a job. Returns when it was checked and its run folder is there. Raises what is wrong with it."""
-        return self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
+        """Queue a job. Returns when it was checked and its run folder is there. Raises what is wrong with it.
+
+        Without `out` that is in the service's data folder; where this process has another one, the run is in the index of runs.
+        """
+        job = self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
+        return job if out is not None else _made_findable(job)
 
     def resume(self, run: str | Path) -> JobInfo:
         """Queue a run again that was lost, cancelled or failed, or never began. Takes an id or a run folder."""
@@ -216,7 +224,8 @@ class AsyncClient:
         out: str | Path | None = None,
     ) -> JobInfo:
         """As `Client.submit`."""
-        return await self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
+        job = await self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
+        return job if out is not None else await asyncio.to_thread(_made_findable, job)
 
     async def resume(self, run: str | Path) -> JobInfo:
         """As `Client.resume`."""
@@ -332,6 +341,21 @@ class AsyncClient:
         if address not in self._http:
             self._http[address] = httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(**_settings(address)), trust_env=False)
         return self._http[address]
+
+
+def _made_findable(job: JobInfo) -> JobInfo:
+    """Enter a run that the service put into another data folder than this process' into the index; with a warning where that fails."""
+    folder = Path(job.folder)
+    with suppress(OSError):
+        if folder.parent.samefile(runs_dir()):
+            return job
+    try:
+        if register(RunFolder.open(folder)):
+            return job
+    except BadInput:
+        pass
+    warning = f"this run cannot be entered into the index of runs; find it by its folder, {job.folder}"
+    return replace(job, warnings=(*job.warnings, warning))
 
 
 def _address() -> str:

@@ -4,7 +4,7 @@ A generator yields steps and is sent what came of each; a step that failed is th
 
 What happens when things fail:
 - nobody listens: the service is started and asked again, or, for a client that must not start it, NotRunning is raised;
-- the service is shutting down: the client waits for its end and starts another;
+- the service is shutting down: it has accepted nothing, so the client waits for its end, starts another and asks that;
 - the connection breaks before an answer: a question is asked again; something that changes the world is not, since it may have
   happened, and an error says so;
 - the connection breaks in the middle of events, or nothing is heard for too long: they are asked for again from the first one
@@ -246,7 +246,8 @@ def following(run: str, since: int, follow: bool, start: bool) -> Conversation[J
 def _replied(ask: Ask, start: bool) -> Conversation[Reply]:
     """What the service answered, started and asked again where that does no harm."""
     is_question = ask.method == "GET"
-    asked_since = time.monotonic()
+    failing_since: float | None = None
+    """Not since it was asked: a submission that took long to check may be refused by a service that ends meanwhile."""
     while True:
         try:
             reply: Reply | None = yield ask
@@ -268,7 +269,8 @@ def _replied(ask: Ask, start: bool) -> Conversation[Reply]:
                     f"{log_path()} what happened"
                 ) from None
             reply = None
-        if time.monotonic() - asked_since > PATIENCE_SECONDS or (reply is not None and not start):
+        failing_since = failing_since or time.monotonic()
+        if time.monotonic() - failing_since > PATIENCE_SECONDS or (reply is not None and not start):
             if reply is not None:
                 return reply
             raise JobFailed(f"the service keeps going away before it answers; its log is {log_path()}")

@@ -28,6 +28,7 @@ def device_memory(device: str) -> DeviceMemory:
         return _cpu_memory()
     import torch
 
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     free, capacity = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return DeviceMemory(capacity, free + cached)
@@ -44,6 +45,7 @@ class DeviceMeter:
         else:
             import torch
 
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # where no GPU was used yet, the next line would raise
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
 

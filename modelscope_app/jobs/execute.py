@@ -159,6 +159,8 @@ def _call(
     device = progress.status.device or str(resolve_device(device))
     torch.set_num_threads(progress.status.threads or torch.get_num_threads())
     progress.placed(device, torch.get_num_threads())
+    if device != "cpu":
+        torch.cuda.set_device(device)  # for kernels and plugins that take the current one
     interruption.check()
     function = load_function(analysis.analysis.run)
     params = parse_params(analysis.analysis.params, run.job.params)

@@ -73,13 +73,15 @@ def admission(need_bytes: int, holdings: Sequence[Holding], free_bytes: int, cap
 
 
 def within_limit(measured: DeviceMemory, limit_bytes: int | None, own_bytes: int, others_bytes: int) -> DeviceMemory | None:
-    """Capacity and free bytes under a limit of which `own_bytes` and `others_bytes` are taken. None where nothing is known.
+    """Capacity and free bytes under a limit (or the capacity) of which `own_bytes` and `others_bytes` are, or will be, taken.
 
-    A capacity of 0 says that the system did not tell.
+    None where nothing is known. A capacity of 0 says that the system did not tell.
     """
-    known = [measured] if measured.capacity_bytes > 0 else []
-    if limit_bytes is not None:
-        known.append(DeviceMemory(limit_bytes, limit_bytes - own_bytes - others_bytes))
-    if not known:
+    capacity_bytes = limit_bytes if limit_bytes is not None else measured.capacity_bytes
+    if capacity_bytes <= 0:
         return None
-    return DeviceMemory(min(one.capacity_bytes for one in known), min(one.free_bytes for one in known))
+    # What the others are about to take is not gone yet, and what they hold is not free either way.
+    reckoned = DeviceMemory(capacity_bytes, capacity_bytes - own_bytes - others_bytes)
+    if measured.capacity_bytes <= 0:
+        return reckoned
+    return DeviceMemory(min(capacity_bytes, measured.capacity_bytes), min(reckoned.free_bytes, measured.free_bytes))

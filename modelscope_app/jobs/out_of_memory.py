@@ -26,8 +26,13 @@ def release_cached_memory() -> None:
     """Give torch's cached device memory back."""
     import gc
 
+    gc.collect()
+    release_unused_gpu_memory()
+
+
+def release_unused_gpu_memory() -> None:
+    """Give back what torch keeps of a GPU for later: another process may need it before this one does."""
     import torch
 
-    gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

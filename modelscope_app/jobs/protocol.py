@@ -39,7 +39,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
 
 API_VERSION = 1
 """Raised when a client of this version would misunderstand an older service, or the other way round."""
@@ -76,9 +78,26 @@ class Speaker:
                 pass
 
 
+def take_over_stdin() -> int:
+    """A private descriptor of standard input; descriptor 0 itself becomes empty, so that no plugin and no child of it reads a message."""
+    private = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return private
+
+
 def take_over_stdout() -> int:
     """A private descriptor of standard output; descriptor 1 itself becomes standard error, so nothing a plugin prints is a message."""
     private = os.dup(1)
     os.set_inheritable(private, False)
     os.dup2(2, 1)
     return private
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, whatever threads a plugin has left."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a plugin may have put anything there
+            stream.flush()
+    os._exit(code)

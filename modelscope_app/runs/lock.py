@@ -22,6 +22,18 @@ from modelscope_app.runs.reading import json_value, shaped
 
 Purpose = Literal["execute", "remove"]
 
+_held: set[int] = set()
+"""Descriptors of the locks this process holds. A forked child closes its copies: it is not the executor, and may outlive it."""
+
+
+def _close_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
 _TRIES = 20
 _TRY_SECONDS = 0.02
 
@@ -61,6 +73,7 @@ class RunLock:
         except BaseException:
             os.close(self._descriptor)
             raise
+        _held.add(self._descriptor)
         holder = LockHolder(os.getpid(), socket.gethostname(), purpose, _started(os.getpid()))
         with suppress(OSError):  # on a full disk it holds all the same, and removing a run is what makes room
             os.ftruncate(self._descriptor, 0)
@@ -68,6 +81,8 @@ class RunLock:
 
     def release(self) -> None:
         """Let go."""
+        _held.discard(self._descriptor)
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a child of C code has a copy of the descriptor all the same
         os.close(self._descriptor)
 
     def _acquire(self, path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from service_process import Background, background, processes, state, wait_until
 
 from modelscope_app.jobs import Client
 from modelscope_app.jobs.address import lock_path
-from modelscope_app.runs.queue_record import read_queue_record
+from modelscope_app.locations import state_dir
+from modelscope_app.runs.index import runs_dir
+from modelscope_app.runs.lock import RunLock, is_locked, lock_holder
+from modelscope_app.runs.queue_record import QueueRecord, read_queue_record
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_checkpoints" / "digits-mlp"
 
@@ -277,7 +281,6 @@ def test_a_python_client_follows_a_run_through_the_loss_of_its_service(desk: Bac
 def test_lists_say_what_a_run_waits_for(desk: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     from runs.made_runs import made_run
 
-    from modelscope_app.runs.index import runs_dir
     from modelscope_app.runs.status import Status, write_status
 
     run = made_run(runs_dir() / "run")
@@ -291,8 +294,7 @@ def test_lists_say_what_a_run_waits_for(desk: Background, monkeypatch: pytest.Mo
 def test_what_a_run_waits_for_is_shown_while_watching(desk: Background) -> None:
     from runs.made_runs import made_run
 
-    from modelscope_app.runs.index import runs_dir
-    from modelscope_app.runs.queue_record import QueueRecord, drop_queue_record
+    from modelscope_app.runs.queue_record import drop_queue_record
     from modelscope_app.runs.status import Status, write_status
 
     run = made_run(runs_dir() / "run")
@@ -311,18 +313,106 @@ def test_what_a_run_waits_for_is_shown_while_watching(desk: Background) -> None:
 def test_a_run_on_another_machines_queue_is_left_to_it(desk: Background) -> None:
     from runs.made_runs import made_run
 
-    from modelscope_app.runs.index import runs_dir
-    from modelscope_app.runs.queue_record import QueueRecord
-
     run = made_run(runs_dir() / "run")
     QueueRecord(time.time(), "elsewhere", "/python").write(run.folder)
     refused = desk.mscope("runs", "cancel", "run")
     assert refused.returncode == 3
-    assert "is on the queue of elsewhere; cancel it there" in refused.stderr
+    assert "is on the queue of elsewhere; cancel it there; if that machine is gone: `mscope runs resume run`\n" in refused.stderr
+    assert "mscope runs watch run; if that machine is gone: `mscope runs resume run`\n" in desk.mscope("runs", "show", "run").stdout
     watching = desk.begin("runs", "watch", "run")
     assert watching.stderr is not None
-    wait_until(lambda: "queued: with the service of elsewhere" in watching.stderr.readline(), "what is said of it")
+    said = "queued: with the service of elsewhere; if that machine is gone: `mscope runs resume run`\n"
+    wait_until(lambda: said in watching.stderr.readline(), "what is said of it")
     watching.send_signal(signal.SIGINT)
     assert watching.wait(60) == 130
     watching.communicate()
     assert processes() == {}
+    (run.folder / "lock").touch()
+    lock = RunLock(run.folder)
+    holder = json.loads((run.folder / "lock").read_text())
+    (run.folder / "lock").write_text(json.dumps({**holder, "host": "elsewhere"}))
+    refused = desk.mscope("runs", "cancel", "run")
+    lock.release()
+    assert refused.returncode == 3
+    assert "runs on elsewhere; cancel it there; if that machine is gone: `mscope runs resume run`\n" in refused.stderr
+
+
+def test_a_run_on_the_queue_of_a_machine_that_is_gone_is_resumed_here(desk: Background) -> None:
+    begun(desk, *LONG)
+    queued = desk.submit(*QUICK)
+    desk.kill_service()
+    record = read_queue_record(queued)
+    assert record is not None
+    replace(record, host="elsewhere").write(queued)
+    refused = desk.mscope("runs", "resume", queued, "--detach")
+    assert refused.returncode == 3
+    advice = f"; if that machine is gone: `mscope runs resume {queued.name}`\n"
+    assert f"has already been given to the service on elsewhere{advice}" in refused.stderr
+    assert desk.mscope("runs", "resume", queued, "--quiet").returncode == 0
+    assert (state(queued), read_queue_record(queued)) == ("done", None)
+
+
+def test_a_run_that_is_taken_back_is_cancelled_where_it_is_executed(desk: Background) -> None:
+    folder = begun(desk, *LONG)
+    desk.kill_service()
+    wait_until(lambda: not is_locked(folder), "its worker to let go")
+    assert read_queue_record(folder) is not None
+    lock = RunLock(folder)
+    assert desk.mscope("runs", "resume", folder).returncode == 3
+    lock.release()
+    assert read_queue_record(folder) is not None  # what was not begun stays with its service
+
+    resuming = desk.begin("runs", "resume", folder, "--quiet")
+    wait_until(lambda: state(folder) == "running" and read_queue_record(folder) is None, "the run to be taken back")
+    holder = lock_holder(folder)
+    assert holder is not None
+    assert holder.pid == resuming.pid
+    assert desk.mscope("service", "start").returncode == 0
+    cancelled = desk.mscope("runs", "cancel", folder)
+    assert (cancelled.returncode, cancelled.stdout) == (0, f"{folder.name} asked to stop\n"), cancelled.stderr
+    resuming.communicate(timeout=60)
+    assert resuming.returncode == 128 + signal.SIGTERM
+    assert state(folder) == "cancelled"
+
+
+def test_a_run_that_the_service_disowns_is_cancelled_by_asking_its_process(desk: Background, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    running = desk.begin("run", "survivor.sampling", "--rows", 100_000, "--out", folder, "--quiet")
+    wait_until(lambda: folder.is_dir() and has_begun(folder), "the run to begin")
+    assert desk.mscope("service", "start").returncode == 0
+    QueueRecord(time.time(), socket.gethostname(), sys.executable).write(folder)  # what an earlier mscope left there
+    cancelled = desk.mscope("runs", "cancel", folder)
+    assert (cancelled.returncode, cancelled.stderr) == (0, "")
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert state(folder) == "cancelled"
+
+
+def test_a_run_is_found_from_another_data_folder_than_the_services(desk: Background, tmp_path: Path) -> None:
+    assert desk.mscope("service", "start").returncode == 0
+    submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "other"))
+    run = submitted.stdout.strip()
+    assert submitted.stderr == f"mscope: to follow it: mscope runs watch {run}\n"
+    watched = desk.mscope("runs", "watch", run, MSCOPE_DATA_DIR=str(tmp_path / "other"))
+    assert (watched.returncode, watched.stdout) == (0, f"{run} done\n"), watched.stderr
+    assert (runs_dir() / run / "job.json").is_file()
+    assert json.loads(desk.mscope("runs", "list", "--json").stdout)["runs"][0]["run"] == run
+
+
+def test_the_services_data_folder_under_another_name_is_not_another_one(desk: Background, tmp_path: Path) -> None:
+    desk.submit(*QUICK)
+    (tmp_path / "link").symlink_to(os.environ["MSCOPE_DATA_DIR"])
+    submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "link"))
+    assert submitted.returncode == 0
+    assert len(json.loads(desk.mscope("runs", "list", "--json", MSCOPE_DATA_DIR=str(tmp_path / "link")).stdout)["runs"]) == 2
+
+
+def test_a_run_that_cannot_be_made_findable_is_named_by_its_folder(desk: Background, tmp_path: Path) -> None:
+    assert desk.mscope("service", "start").returncode == 0
+    (state_dir() / "runs.txt").mkdir()
+    submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "other"))
+    folder = runs_dir() / submitted.stdout.strip()
+    warning, hint = submitted.stderr.splitlines()
+    assert warning == f"mscope: warning: this run cannot be entered into the index of runs; find it by its folder, {folder}"
+    assert hint == f"mscope: to follow it: mscope runs watch {folder}"
+    assert desk.mscope("runs", "watch", folder, MSCOPE_DATA_DIR=str(tmp_path / "other")).returncode == 0

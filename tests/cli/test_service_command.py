@@ -58,9 +58,10 @@ def test_it_is_started_once_looked_at_and_stopped(desk: Background) -> None:
     shown = desk.mscope("service", "status", COLUMNS="80").stdout
     assert f"service  process {pid}, since " in shown
     assert health["socket"] in shown
+    assert f"data     {os.environ['MSCOPE_DATA_DIR']}\n" in shown
     assert "no job is queued or running" in shown
     assert "no model is resident" in shown
-    assert max(len(line) for line in shown.splitlines() if not line.startswith(("socket", "log"))) <= 80
+    assert max(len(line) for line in shown.splitlines() if not line.startswith(("socket", "log", "data"))) <= 80
 
     assert desk.mscope("service", "stop").stdout == f"stopped, process {pid}\n"
     assert processes() == {}
@@ -83,7 +84,7 @@ def test_its_status_shows_what_runs_and_what_waits(desk: Background) -> None:
     shown = desk.mscope("service", "status", COLUMNS="80").stdout
     assert f"{first.name}  running  cpu" in shown
     assert f"{second.name}  queued " in shown
-    assert max(len(line) for line in shown.splitlines() if not line.startswith(("socket", "log"))) <= 80
+    assert max(len(line) for line in shown.splitlines() if not line.startswith(("socket", "log", "data"))) <= 80
 
 
 def test_it_is_not_stopped_while_jobs_are_left_unless_forced_and_then_they_go_on(desk: Background) -> None:
@@ -106,7 +107,7 @@ def test_it_is_not_stopped_while_jobs_are_left_unless_forced_and_then_they_go_on
 
 
 def test_a_service_of_another_version_is_shown_and_stopped(desk: Background) -> None:
-    other = {"api": 99, "version": "9.9", "pid": 1, "started": 0.0, "host": "h", "socket": "/s", "log": "/l"}
+    other = {"api": 99, "version": "9.9", "pid": 1, "started": 0.0, "host": "h", "socket": "/s", "log": "/l", "data_dir": None}
     with pretending(lambda request: answer(other, api=99)) as requests:
         shown = desk.mscope("service", "status")
         assert shown.returncode == 0

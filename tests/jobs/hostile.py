@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -128,12 +129,19 @@ def littering(context, params):
     os.environ["HOSTILE"] = "1"
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+    torch.backends.cuda.enable_math_sdp(False)
+    torch.set_autocast_enabled("cpu", True)
+    sys.path.insert(0, "/tmp")
+    signal.alarm(1)
     torch.set_num_threads(1 if torch.get_num_threads() > 1 else 2)
 
 
 def tidy(context, params):
+    """What its process is like; it takes longer than an alarm that was left."""
     import torch
 
+    time.sleep(1.2)
     context.facts(
         {
             "folder": str(Path.cwd()),
@@ -141,5 +149,9 @@ def tidy(context, params):
             "dtype": str(torch.get_default_dtype()),
             "gradients": torch.is_grad_enabled(),
             "threads": torch.get_num_threads(),
+            "benchmark": torch.backends.cudnn.benchmark,
+            "math": torch.backends.cuda.math_sdp_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "path": sys.path[0],
         }
     )

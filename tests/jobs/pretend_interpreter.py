@@ -95,7 +95,8 @@ def work():
         run = RunFolder.open(folder)
         params = run.job.params
         end = params.get("end", "done")
-        if end in ("short", "never") and not (HERE / "room").exists():
+        only_on = params.get("only_on")
+        if message["device"] != only_on if only_on else end in ("short", "never") and not (HERE / "room").exists():
             say(end, folder=str(folder), needs_bytes=3_000_000_000, free_bytes=1_000_000_000, capacity_bytes=2_000_000_000)
             continue
         if end == "die-early":

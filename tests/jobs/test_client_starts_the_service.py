@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobs.pretend_service import Request, answer, job, pretending
 from service_process import Background, background, processes, wait_until
 
 from modelscope_app.api import BadInput, JobFailed
-from modelscope_app.jobs import AsyncClient, Client
+from modelscope_app.jobs import AsyncClient, Client, conversation
 from modelscope_app.jobs.address import lock_path, log_path, make_private_folder, service_socket
-from modelscope_app.jobs.answers import NotRunning
+from modelscope_app.jobs.answers import NotRunning, ShuttingDown
 from modelscope_app.jobs.starting import ensure_service, is_lock_held, is_running
 
 ENSURE = "from modelscope_app.jobs.starting import ensure_service; print(ensure_service(60))"
@@ -63,6 +65,51 @@ def test_a_client_finds_the_service_again_after_it_was_started_anew(desk: Backgr
         assert second != first
         stop()
         assert client.health().pid not in (first, second)
+
+
+@pytest.mark.parametrize("method", ["submit", "resume"])
+def test_a_submission_to_a_service_that_is_ending_goes_to_the_next_one(desk: Background, method: str) -> None:
+    submitted = desk.submit("raising")
+    with Client() as client:
+        assert client.wait(submitted.name).state == "failed"
+    stop()
+
+    def answers(request: Request) -> bytes:
+        if request.path == "/jobs" and len([one for one in requests if one.path == "/jobs"]) == 3:
+            service_socket().unlink()  # the last that a service does which ends
+        return answer({"error": "the service is ending", "exit_code": 3}, 503 if request.path == "/jobs" else 200)
+
+    with pretending(answers) as requests, Client() as client:
+        queued = client.submit("survivor.raising") if method == "submit" else client.resume(submitted)
+        assert client.wait(queued.run).state == "failed"
+    asked = [request for request in requests if request.path == "/jobs"]
+    assert len(asked) == 3
+    assert (queued.folder == str(submitted)) == (method == "resume")
+    assert json.loads((submitted / "status.json").read_text())["attempts"] == (2 if method == "resume" else 1)
+
+
+def test_a_submission_is_refused_by_a_service_that_does_not_come_to_its_end(desk: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "PATIENCE_SECONDS", 0.5)
+    ending = answer({"error": "the service is ending", "exit_code": 3}, 503)
+    with pretending(lambda request: answer({}) if request.path == "/health" else ending):
+        with Client() as client, pytest.raises(ShuttingDown, match=r"^the service is ending$"):
+            client.submit("survivor.raising")
+        with Client(start=False) as client, pytest.raises(ShuttingDown, match=r"^the service is ending$"):
+            client.submit("survivor.raising")
+    assert processes() == {}
+
+
+def test_a_submission_that_took_long_before_its_service_ended_is_made_again(desk: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "PATIENCE_SECONDS", 1.0)
+
+    def answers(request: Request) -> Iterator[bytes]:
+        is_first = request.path == "/jobs" and len([one for one in requests if one.path == "/jobs"]) == 1
+        if is_first:
+            time.sleep(2.0)
+        yield answer({"error": "ending"}, 503) if is_first else answer(job())
+
+    with pretending(answers) as requests, Client() as client:
+        assert client.submit("survivor.raising").run == "run-1"
 
 
 def test_a_client_that_must_not_start_the_service_does_not(desk: Background) -> None:

@@ -210,6 +210,18 @@ def test_a_job_that_does_not_fit_waits_says_so_and_lets_others_pass(machine: Mac
     assert (ended["state"], ended["waiting_for"]) == ("done", None)
 
 
+@pytest.mark.parametrize("end", ["short", "never"])
+def test_auto_tries_the_other_gpus_before_it_waits_or_gives_up(machine: Machine, end: str) -> None:
+    machine.has(cuda_0=10, cuda_1=10, cuda_2=10, cpu=10)
+    machine.start()
+    assert machine.ended(machine.submit("cuda:0", checkpoints=("/model",)))["state"] == "done"
+    job = machine.ended(machine.submit(checkpoints=("/model",), end=end, only_on="cuda:2"))
+    assert (job["state"], job["device"]) == ("done", "cuda:2")
+    asked = machine.submit("cuda:1", end=end, only_on="cuda:2")
+    state = until(lambda: (now := machine.ask("GET", f"/jobs/{asked['run']}")["state"]) in ("waiting", "failed") and now)
+    assert state == {"short": "waiting", "never": "failed"}[end]
+
+
 def test_a_waiting_job_is_cancelled_at_once(machine: Machine) -> None:
     machine.start()
     job = machine.submit(end="short")
@@ -240,10 +252,11 @@ def test_a_deaf_job_is_killed_and_cancelled_all_the_same(machine: Machine) -> No
 
 def test_cancelling_a_queued_job_leaves_the_others(machine: Machine) -> None:
     machine.start()
-    jobs = [machine.submit(seconds=0.5), machine.submit(), machine.submit()]
+    jobs = [machine.submit(seconds=1000), machine.submit(), machine.submit()]
     cancelled = machine.ask("POST", f"/jobs/{jobs[1]['run']}/cancel")
     assert cancelled["state"] == "cancelled"
-    assert [machine.ended(job)["state"] for job in jobs] == ["done", "cancelled", "done"]
+    machine.ask("POST", f"/jobs/{jobs[0]['run']}/cancel")
+    assert [machine.ended(job)["state"] for job in jobs] == ["cancelled", "cancelled", "done"]
     assert jobs[1]["folder"] not in {message["folder"] for message in machine.heard()}
     machine.ask("POST", f"/jobs/{jobs[1]['run']}/cancel", expect=409)
 
@@ -350,6 +363,12 @@ def test_a_client_of_another_version_gets_a_sentence(machine: Machine) -> None:
         (b'{"interpreter": 3}', "takes a text"),
         (b'{"analysis": "weights.stats", "colour": "red"}', "'colour' means nothing here"),
         (b'{"run": "/nowhere"}', "not a run folder"),
+        (b'{"run": "x/y", "cwd": "/nowhere"}', "'/nowhere/x/y': not a run folder"),
+        (b'{"run": "/nowhere", "seed": 3}', "'seed' means nothing here"),
+        (b'{"analysis": "a.b", "params": {"x": NaN}}', "not valid JSON"),
+        (b'{"analysis": "a.b", "seed": 1e999}', "not valid JSON"),
+        (b'{"analysis": "a.b", "python_path": "\\ud800"}', "not valid JSON"),
+        (b'{"analysis": "a.b", "python_path": "\\u0000"}', "cannot hold a NUL"),
     ],
 )
 def test_a_malformed_submission_is_refused_with_a_sentence(machine: Machine, body: bytes, sentence: str) -> None:
@@ -358,6 +377,8 @@ def test_a_malformed_submission_is_refused_with_a_sentence(machine: Machine, bod
         answer = client.post("http://localhost/jobs", content=body)
     assert answer.status_code == 400
     assert sentence in answer.json()["error"]
+    machine.ask("POST", "/shutdown")
+    assert machine.processes[0].wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_preparer_that_dies_is_said_and_replaced(machine: Machine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -115,3 +117,40 @@ def test_an_unfinished_run_is_running_while_its_lock_is_held(tmp_path: Path) -> 
     process.kill()
     process.communicate()
     assert run.status == "lost"
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_killed_executor(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom modelscope_app.runs.lock import RunLock\n"
+        "lock = RunLock(Path(sys.argv[1]))\nchild = os.fork()\n"
+        "if child == 0:\n    time.sleep(60)\n    os._exit(0)\nprint(child, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(run.folder)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_locked(run.folder)
+    parent.kill()
+    parent.wait()
+    try:
+        assert not is_locked(run.folder)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_a_forked_child_does_not_keep_a_lock_that_was_released(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    lock = RunLock(run.folder)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert is_locked(run.folder)
+        lock.release()
+        assert not is_locked(run.folder)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -6,14 +6,12 @@ from __future__ import annotations
 from modelscope_app.jobs.staleness import ImportedFiles  # isort: skip
 
 import os
-import sys
 import threading
 import time
-from contextlib import suppress
 from queue import SimpleQueue
 
 from modelscope_app.jobs.preparing.preparer import Preparer
-from modelscope_app.jobs.protocol import Speaker, take_over_stdout
+from modelscope_app.jobs.protocol import Speaker, leave, take_over_stdin, take_over_stdout
 
 _GRACE_SECONDS = 10.0
 """From the end of standard input to the end of the process, where a plugin hangs."""
@@ -23,14 +21,11 @@ def main() -> None:
     """Answer until standard input ends, or something imported has changed."""
     speaker = Speaker(take_over_stdout())
     lines: SimpleQueue[bytes | None] = SimpleQueue()
-    threading.Thread(target=_read, args=(_take_over_stdin(), lines), daemon=True).start()
+    threading.Thread(target=_read, args=(take_over_stdin(), lines), daemon=True).start()
     preparer = Preparer(speaker, ImportedFiles())
     while (line := lines.get()) is not None and preparer.answers(line):
         pass
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # a plugin may have put anything there
-            stream.flush()
-    os._exit(0)  # a plugin may have left threads that never end
+    leave(0)
 
 
 def _read(descriptor: int, lines: SimpleQueue[bytes | None]) -> None:
@@ -42,15 +37,6 @@ def _read(descriptor: int, lines: SimpleQueue[bytes | None]) -> None:
     lines.put(None)
     time.sleep(_GRACE_SECONDS)
     os._exit(1)
-
-
-def _take_over_stdin() -> int:
-    """A private descriptor of standard input; descriptor 0 itself becomes an empty file, so that no plugin reads the messages."""
-    private = os.dup(0)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    return private
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -76,4 +77,5 @@ def _check_not_with_a_service(run: RunFolder) -> None:
         return
     state = run.status
     if record is not None and state not in FINAL_STATES:
-        raise BadInput(f"run {run.id} is {state} and has already been given to the service on {record.host}")
+        advice = "" if record.host == socket.gethostname() else f"; if that machine is gone: `mscope runs resume {run.id}`"
+        raise BadInput(f"run {run.id} is {state} and has already been given to the service on {record.host}{advice}")

@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelscope_app import __version__
-from modelscope_app.api import BadInput, ExitCode, MscopeError, UsageError
+from modelscope_app.api import BadInput, ExitCode, JobFailed, MscopeError, UsageError
 from modelscope_app.jobs.address import log_path, service_socket
 from modelscope_app.jobs.protocol import API_HEADER, API_VERSION
 from modelscope_app.jobs.service.child import Interpreter
@@ -32,12 +31,15 @@ from modelscope_app.jobs.service.event_stream import event_lines
 from modelscope_app.jobs.service.preparers import Preparers
 from modelscope_app.jobs.service.queued_job import QueuedJob, ended_json
 from modelscope_app.jobs.service.scheduler import Scheduler
+from modelscope_app.locations import data_dir
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.index import find_run
 from modelscope_app.runs.queue_record import read_queue_record
 from modelscope_app.runs.status import FINAL_STATES
 
 _LARGEST_BODY = 16 << 20
+
+_ENDING = "the service is ending; submit again in a moment"
 
 _STATUS = {ExitCode.USAGE: 400, ExitCode.BAD_INPUT: 400}
 
@@ -59,10 +61,13 @@ class Stopping(MscopeError):
 class Service:
     """What the endpoints work on."""
 
-    def __init__(self, scheduler: Scheduler, preparers: Preparers, stop: Callable[[], None]) -> None:
+    def __init__(self, scheduler: Scheduler, preparers: Preparers, ending: asyncio.Event) -> None:
         self.scheduler = scheduler
         self.preparers = preparers
-        self.stop = stop
+        self.ending = ending
+        """Set by whoever wants it to end."""
+        self.submissions_open = 0
+        """Being checked, and not on the queue yet."""
         self.started = time.time()
         self.requests_open = 0
         self.last_request = asyncio.get_running_loop().time()
@@ -85,7 +90,7 @@ def create_app(service: Service) -> ASGIApp:
             Route("/checkpoints/unload", _unload, methods=["POST"]),
             Route("/shutdown", _shutdown, methods=["POST"]),
         ],
-        exception_handlers={MscopeError: _error, HTTPException: _http_error, OSError: _system_error},
+        exception_handlers={MscopeError: _error, HTTPException: _http_error, OSError: _system_error, Exception: _unforeseen},
     )
     app.state.service = service
     return _Handshake(app, service)
@@ -143,6 +148,11 @@ async def _system_error(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(MscopeError(f"{place}{error.strerror or error}")), "exit_code": int(ExitCode.BAD_INPUT)}, 400)
 
 
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    sentence = f"internal error ({type(error).__name__}: {error}); the traceback is in {log_path()}"
+    return JSONResponse({"error": str(MscopeError(sentence)), "exit_code": int(ExitCode.JOB_FAILED)}, 500)
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -156,6 +166,7 @@ async def _body(request: Request) -> dict[str, Any]:
             raise UsageError(f"a request holds at most {_LARGEST_BODY >> 20} MB; put long lists into a file and name it")
     try:
         value = json.loads(content or b"{}")
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # neither NaN nor half a surrogate can be passed on
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the request is not valid JSON ({error})") from None
     if not isinstance(value, dict):
@@ -181,6 +192,7 @@ async def _health(request: Request) -> Response:
             "host": socket.gethostname(),
             "socket": str(service_socket()),
             "log": str(log_path()),
+            "data_dir": str(data_dir()),
         }
     )
 
@@ -199,7 +211,7 @@ async def _devices(request: Request) -> Response:
             {
                 "device": device,
                 "name": names[device],
-                "capacity_bytes": capacities.get(device),
+                "capacity_bytes": capacities.get(device) or None,
                 "limit_bytes": scheduler.settings.memory_limit_bytes(device),
                 "resident_bytes": sum(worker.resident_bytes for worker in workers),
                 "workers": [
@@ -239,33 +251,58 @@ def _readable(job: QueuedJob, position: int | None) -> dict[str, Any]:
 async def _submit(request: Request) -> Response:
     service = _service(request)
     body = await _body(request)
-    if service.scheduler.is_stopping:
-        raise Stopping("the service is ending; submit again in a moment")
+    if service.ending.is_set():
+        raise Stopping(_ENDING)
     interpreter = _interpreter(body)
-    service.scheduler.prewarm(interpreter)
-    reference = _text(body, "run")
-    if reference is not None:
-        run = await asyncio.to_thread(find_run, reference)
-        answer = await service.preparers.ask(interpreter, do="readmit", folder=str(run.folder))
-    else:
-        names = ("analysis", "checkpoints", "params", "device", "dtype", "seed", "out", "cwd")
-        if unknown := sorted(body.keys() - {*names, "run", "interpreter", "python_path"}):
-            raise UsageError(f"{unknown[0]!r} means nothing here; a submission has {', '.join(names)}, or run alone")
-        defaults = {"checkpoints": [], "params": {}, "device": "auto", "dtype": "auto", "seed": 0}
-        message = {name: defaults.get(name) if body.get(name) is None else body[name] for name in names}
-        answer = await service.preparers.ask(interpreter, do="prepare", **message)
-    job = await service.scheduler.add(Path(answer["folder"]))
+    service.submissions_open += 1
+    try:
+        service.scheduler.prewarm(interpreter)
+        answer = await service.preparers.ask(interpreter, **await _submission(body))
+        job = await service.scheduler.add(Path(answer["folder"]))
+    except JobFailed:
+        if service.ending.is_set():
+            raise Stopping(_ENDING) from None
+        raise
+    finally:
+        service.submissions_open -= 1
     warnings = [str(warning) for warning in answer.get("warnings", [])]
     return JSONResponse({**job.to_json(service.scheduler.position(job)), "warnings": warnings}, 201)
 
 
+_OF_ALL = {"interpreter", "python_path", "cwd"}
+_OF_A_NEW_ONE: dict[str, Any] = {
+    "analysis": None,
+    "checkpoints": [],
+    "params": {},
+    "device": "auto",
+    "dtype": "auto",
+    "seed": 0,
+    "out": None,
+    "cwd": None,
+}
+"""Keys of a submission, and what stands for one that is missing or null."""
+
+
+async def _submission(body: dict[str, Any]) -> dict[str, Any]:
+    """What a preparer is asked: for a new run, or for an earlier one. Raises UsageError, BadInput."""
+    reference = _text(body, "run")
+    allowed = _OF_ALL | ({"run"} if reference is not None else set(_OF_A_NEW_ONE))
+    if unknown := sorted(key for key in body.keys() - allowed if key != "run" or body[key] is not None):
+        raise UsageError(f"{MscopeError(repr(unknown[0]))} means nothing here; a submission has {', '.join(_OF_A_NEW_ONE)}, or run alone")
+    if reference is None:
+        return {"do": "prepare", **{key: other if body.get(key) is None else body[key] for key, other in _OF_A_NEW_ONE.items()}}
+    folder = Path(_text(body, "cwd") or "/") / reference
+    run = await asyncio.to_thread(find_run, str(folder) if "/" in reference and not reference.startswith("~") else reference)
+    return {"do": "readmit", "folder": str(run.folder)}
+
+
 def _interpreter(body: dict[str, Any]) -> Interpreter:
     path = _text(body, "interpreter") or sys.executable
-    if not os.path.isabs(path) or not os.path.isfile(path) or not os.access(path, os.X_OK):  # noqa: PTH113, PTH117 - raise nothing
+    if "\0" in path or not os.path.isabs(path) or not os.path.isfile(path) or not os.access(path, os.X_OK):  # noqa: PTH113, PTH117 - raise nothing
         raise BadInput(f"{path}: is no Python; 'interpreter' takes the absolute path of one")
     python_path = _text(body, "python_path")
-    if python_path is not None and "\0" in python_path:
-        raise UsageError("'python_path' cannot hold a NUL")
+    if "\0" in path or "\0" in (python_path or ""):
+        raise UsageError("'interpreter' and 'python_path' cannot hold a NUL")
     return Interpreter(path, python_path)
 
 
@@ -335,12 +372,13 @@ async def _unload(request: Request) -> Response:
 async def _shutdown(request: Request) -> Response:
     service = _service(request)
     force = (await _body(request)).get("force", False)
-    if force is not True and service.scheduler.jobs:
+    left = len(service.scheduler.jobs) + service.submissions_open
+    if force is not True and left:
         running = sum(job.worker is not None for job in service.scheduler.jobs.values())
-        queued = len(service.scheduler.jobs) - running
+        queued = left - running
         raise Conflict(
             f"{running} running and {queued} queued jobs are left; wait for them or cancel them, or force it: what runs is saved, and "
             "all of it goes on when the service next starts"
         )
-    service.stop()
+    service.ending.set()
     return JSONResponse({"stopped": True})

@@ -36,6 +36,8 @@ from modelscope_app.settings import ServiceSettings, read_settings
 
 _LOOK_SECONDS = 0.5
 _PREPARER_IDLE_SECONDS = 300.0
+_SUBMISSION_SECONDS = 2.0
+"""For submissions that are being checked when the service is to end."""
 _LONGEST_LOG = 4 << 20
 _BACKLOG = 512
 
@@ -129,7 +131,7 @@ async def _serve(settings: ServiceSettings, lock: int) -> None:
     with suppress(ValueError, AttributeError):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal it was started from may go
     scheduler, preparers = Scheduler(settings), Preparers()
-    service = Service(scheduler, preparers, ending.set)
+    service = Service(scheduler, preparers, ending)
     config = uvicorn.Config(
         create_app(service), http="h11", ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
     )
@@ -160,6 +162,9 @@ async def _serve(settings: ServiceSettings, lock: int) -> None:
     with suppress(OSError):
         if _inode(path) == inode:
             path.unlink()
+    deadline = loop.time() + _SUBMISSION_SECONDS
+    while service.submissions_open and loop.time() < deadline:
+        await asyncio.sleep(0.02)
     await scheduler.stop()
     await preparers.end()
     for server in servers:

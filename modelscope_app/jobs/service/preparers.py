@@ -67,9 +67,10 @@ class Preparers:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 answer = await preparer.ask(**message)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._all.discard(preparer)
-            raise BadInput(f"{interpreter.path}: cannot be started ({error.strerror or error})") from None
+            why = error.strerror if isinstance(error, OSError) else None
+            raise BadInput(f"{interpreter.path}: cannot be started ({why or error})") from None
         except TimeoutError:
             await self._end(preparer)
             raise JobFailed(f"the submission was not checked within {PATIENCE_SECONDS:.0f} s; the plugin or the disk hangs") from None

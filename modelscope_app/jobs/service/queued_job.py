@@ -27,12 +27,20 @@ class QueuedJob:
         self.worker: Worker | None = None
         """Who executes it, or is about to."""
         self.waiting_for: str | None = None
+        self.waits = 0
+        """How often it was tried and did not fit, since something last ended."""
+        self.short_on: dict[str, float] = {}
+        """Devices it did not fit on, and when on the loop's clock that was."""
+        self.too_small: set[str] = set()
+        """Devices it can never fit on."""
         self.retry_at = 0.0
         """On the loop's clock; a waiting job is not tried before."""
         self.fruitless_starts = 0
         """How often a worker died before it had begun it."""
         self.is_cancelled = False
         """Somebody asked for its end."""
+        self.is_over = False
+        """It has ended, and is about to leave the queue."""
         self.guard = asyncio.Lock()
         """Held while its run folder is written to."""
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,17 +25,20 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError
+from modelscope_app.jobs.protocol import API_VERSION
 from modelscope_app.jobs.service import transitions
 from modelscope_app.jobs.service.child import Interpreter, how_it_ended
 from modelscope_app.jobs.service.queued_job import QueuedJob, ended_json
 from modelscope_app.jobs.service.workers import Facts, Worker, facts
 from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.lock import RunLock
 from modelscope_app.runs.queue_record import QueueRecord, drop_queue_record, read_queue_record
 from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, read_stored_status
 from modelscope_app.settings import ServiceSettings
 
 RETRY_SECONDS = 2.0
-"""How long a job waits for memory before it is tried again; the end of another job tries it at once."""
+"""How long a job waits for memory before it is tried again, twice as long each time; the end of another job tries it at once."""
+_LONGEST_RETRY_SECONDS = 30.0
 
 _REMEMBERED = 1000
 _START_TRIES = 3
@@ -42,6 +47,9 @@ _KILLED_START_TRIES = 8
 _START_PAUSE_SECONDS = 0.5
 _BEGIN_TRIES = 3
 """A job whose worker dies before it has begun is given to another one, so often."""
+_LONGEST_START_SECONDS = 600.0
+"""For a worker to import torch, from a disk that is far away."""
+_KILLED_SECONDS = 5.0
 _LAST_WORDS_SECONDS = 12.0
 """For workers to save what they have when the service ends; they take at most 10 s themselves."""
 
@@ -61,6 +69,7 @@ class Scheduler:
         self.facts: dict[Interpreter, Facts] = {}
         self.is_stopping = False
         self._failed_starts: dict[Interpreter, int] = {}
+        self._start_after: dict[Interpreter, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatch_is_due = False
 
@@ -74,8 +83,10 @@ class Scheduler:
         run, record, device = await asyncio.to_thread(read)
         if record is None:
             raise BadInput(f"{folder}: was not given to the service (it has no queue.json)")
-        if run.folder in self.jobs:
-            return self.jobs[run.folder]
+        while (known_job := self.jobs.get(run.folder)) is not None:
+            if not known_job.is_over:
+                return known_job
+            await asyncio.sleep(0.01)  # it was taken up again before it had left
         job = QueuedJob(run, record, device or run.job.device)
         self.jobs[run.folder] = job
         if len(self.jobs) > 1 and record.submitted < max(other.record.submitted for other in self.jobs.values()):
@@ -131,11 +142,14 @@ class Scheduler:
         """What time brings: jobs that waited long enough, models and workers nobody uses any more."""
         now, idle_seconds = asyncio.get_running_loop().time(), 60 * self.settings.resident_idle_minutes
         for worker in self.workers:
-            if worker.is_idle and now - worker.idle_since >= idle_seconds:
-                if worker.resident:
-                    worker.child.send(do="unload", fingerprint=None, idle_seconds=idle_seconds)
-                elif not self.jobs:
+            if any(time.time() - model["last_used"] >= idle_seconds for model in worker.resident):
+                worker.child.send(do="unload", fingerprint=None, idle_seconds=idle_seconds)
+            elif worker.is_idle and not worker.resident and now - worker.idle_since >= idle_seconds:
+                if all(job.interpreter != worker.interpreter for job in self.jobs.values()):
                     worker.dismiss()
+            elif not worker.is_ready and time.time() - worker.since >= _LONGEST_START_SECONDS:
+                log.error("worker %d has not started in %.0f s and is killed", worker.child.pid, _LONGEST_START_SECONDS)
+                worker.child.signal(signal.SIGKILL)
         self.wake()
 
     def wake(self) -> None:
@@ -168,15 +182,14 @@ class Scheduler:
     def _worker_for(self, job: QueuedJob, devices: tuple[str, ...]) -> Worker | None:
         """An idle worker on a device with room for one more job: best one that holds the job's model. Starts one where there is none."""
         free = [device for device in devices if self._running_on(device) < self._places(device)]
+        free = [device for device in free if device not in job.short_on] or free
         idle = [worker for worker in self.workers if worker.is_idle and worker.interpreter == job.interpreter]
         bound = [worker for worker in idle if worker.device in free]
         if bound:
-            return min(
-                bound, key=lambda worker: (not worker.holds(job.fingerprints), free.index(str(worker.device)), worker.resident_bytes)
-            )
+            return min(bound, key=lambda worker: _rank(worker, job, free))
         unbound = next((worker for worker in idle if worker.device is None), None)
         if free and unbound is not None:
-            unbound.device = min(free, key=self._running_on)
+            unbound.device = free[0]
             return unbound
         starting = any(not worker.is_ready and worker.interpreter == job.interpreter for worker in self.workers)
         if free and not starting:
@@ -193,7 +206,7 @@ class Scheduler:
         assert worker.device is not None
         job.worker, worker.job = worker, job
         others = [other for other in self.workers if other.device == worker.device and other is not worker]
-        held = sum(other.resident_bytes + (other.job.record.need.analysis_bytes if other.job else 0) for other in others)
+        held = sum(other.held_bytes for other in others)
         worker.child.send(
             do="run",
             folder=str(job.folder),
@@ -211,41 +224,62 @@ class Scheduler:
 
     async def _attend(self, worker: Worker) -> None:
         """A worker's life, from its start to its end."""
+        loop = asyncio.get_running_loop()
         try:
+            await asyncio.sleep(max(0.0, self._start_after.get(worker.interpreter, 0.0) - loop.time()))
             await worker.child.start()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.workers.discard(worker)
-            await self._fail_all(worker.interpreter, f"{worker.interpreter.path}: cannot be started ({error.strerror or error})")
+            tries = 1 if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | ValueError) else _KILLED_START_TRIES
+            why = error.strerror if isinstance(error, OSError) else None
+            await self._did_not_start(worker, f"{worker.interpreter.path}: cannot be started ({why or error})", tries)
             return
-        async for message in worker.child.messages():
-            try:
-                self._hear(worker, message)
-            except (KeyError, TypeError, ValueError) as error:
-                log.error("worker %d said what nobody understands (%s) and is killed", worker.child.pid, error)
-                worker.child.signal(signal.SIGKILL)
-        code = await worker.child.ended()
-        self.workers.discard(worker)
-        if worker.job is not None and not self.is_stopping:
+        try:
+            if worker.is_leaving or self.is_stopping:
+                worker.child.dismiss()
+            async for message in worker.child.messages():
+                try:
+                    self._hear(worker, message)
+                except (KeyError, TypeError, ValueError) as error:
+                    log.error("worker %d said what nobody understands (%s) and is killed", worker.child.pid, error)
+                    worker.child.signal(signal.SIGKILL)
+            code = await worker.child.ended()
+        finally:
+            self.workers.discard(worker)
+        if self.is_stopping:
+            return
+        if worker.job is not None:
             await self._lost(worker, worker.job, code)
-        if not worker.is_ready and not worker.is_leaving and not self.is_stopping:
-            await self._did_not_start(worker, code)
+        if not worker.is_ready and not worker.is_leaving:
+            said = worker.child.last_words()
+            sentence = (
+                f"a worker with {worker.interpreter.path} {how_it_ended(code)} before it was ready{f'; it said: {said}' if said else ''}"
+            )
+            await self._did_not_start(worker, sentence, _KILLED_START_TRIES if code < 0 else _START_TRIES)
         self.wake()
 
-    async def _did_not_start(self, worker: Worker, code: int) -> None:
-        """It ended before it said hello: tried again a few times, since it may have been killed for want of memory."""
-        failures = self._failed_starts.get(worker.interpreter, 0) + 1
-        self._failed_starts[worker.interpreter] = failures
-        said = worker.child.last_words()
-        sentence = f"a worker with {worker.interpreter.path} {how_it_ended(code)} before it was ready{f'; it said: {said}' if said else ''}"
-        if failures < (_KILLED_START_TRIES if code < 0 else _START_TRIES):
-            log.warning("%s; it is started again", sentence)
-            await asyncio.sleep(_START_PAUSE_SECONDS * failures)
+    async def _did_not_start(self, worker: Worker, sentence: str, tries: int) -> None:
+        """Another one is started after a pause, a few times. Then its interpreter's jobs fail, unless another of its workers is well."""
+        interpreter = worker.interpreter
+        failures = self._failed_starts.get(interpreter, 0) + 1
+        self._failed_starts[interpreter] = failures
+        self._start_after[interpreter] = asyncio.get_running_loop().time() + _START_PAUSE_SECONDS * failures
+        if failures < tries or any(other.is_ready and not other.is_leaving for other in self.workers if other.interpreter == interpreter):
+            log.warning("%s; another one is started", sentence)
         else:
-            self._failed_starts[worker.interpreter] = 0
-            await self._fail_all(worker.interpreter, sentence)
+            self._failed_starts[interpreter] = 0
+            await self._fail_all(interpreter, sentence)
+        self.wake()
 
     def _hear(self, worker: Worker, message: dict[str, Any]) -> None:
         match message["say"]:
+            case "hello" if message["api"] != API_VERSION:
+                worker.is_leaving = True
+                worker.child.signal(signal.SIGKILL)
+                sentence = (
+                    f"{worker.interpreter.path} has another version of modelscope-app than the service; end it with `mscope service stop`"
+                )
+                self._soon(self._fail_all(worker.interpreter, sentence))
             case "hello":
                 self.facts[worker.interpreter] = facts(message)
                 self._failed_starts[worker.interpreter] = 0
@@ -262,7 +296,8 @@ class Scheduler:
             case "ended" | "short" | "never" | "refused" as word if worker.job is not None:
                 if str(worker.job.folder) == message["folder"]:
                     job = self._take_back(worker)
-                    job.worker = worker if word == "ended" else None
+                    job.is_over = word == "ended"
+                    job.worker = worker if job.is_over else None
                     self._soon(self._settle(job, message, str(worker.device)))
         self.wake()
 
@@ -292,6 +327,8 @@ class Scheduler:
             return
         elif word == "refused":
             await self._fail(job, str(message["error"]), int(message["exit_code"]))
+        elif word == "never" and self._has_another_device(job, device):
+            self.wake()
         elif word == "never":
             needs, capacity = _size(message["needs_bytes"]), _size(message["capacity_bytes"])
             await self._fail(
@@ -300,11 +337,25 @@ class Scheduler:
         else:
             await self._wait(job, device, int(message["needs_bytes"]), int(message["free_bytes"]))
 
+    def _has_another_device(self, job: QueuedJob, device: str) -> bool:
+        """A device is too small for the job; whether there is another one to try."""
+        job.too_small.add(device)
+        known = self.facts.get(job.interpreter)
+        return known is not None and job.device == "auto" and bool(_devices_for(job, known))
+
     async def _wait(self, job: QueuedJob, device: str, needs_bytes: int, free_bytes: int) -> None:
         """The job does not fit now. Idle workers on its device are asked for the room their models take."""
-        job.retry_at = asyncio.get_running_loop().time() + RETRY_SECONDS
+        now = asyncio.get_running_loop().time()
+        job.short_on[device] = now
+        known = self.facts.get(job.interpreter)
+        untried = [other for other in (_devices_for(job, known) if known else ()) if other not in job.short_on]
+        if any(self._running_on(other) < self._places(other) for other in untried):
+            self.wake()
+            return
+        job.retry_at = now + min(_LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2**job.waits)
+        job.waits += 1
         for other in self.workers:
-            if other.device == device and other.is_idle and other.resident:
+            if other.device == device and other.is_idle:
                 other.child.send(do="unload", fingerprint=None, idle_seconds=0.0)
         sentence = f"{_size(needs_bytes)} of memory on {device}{_parts(job)}; {_size(free_bytes)} are free"
         said, job.waiting_for = job.waiting_for, sentence
@@ -330,6 +381,7 @@ class Scheduler:
         async with job.guard:
             begun = (await asyncio.to_thread(_stored_state, job)) not in NOT_BEGUN_STATES
             job.fruitless_starts += not begun
+            job.is_over = begun or job.is_cancelled
             if not begun and not job.is_cancelled and job.fruitless_starts < _BEGIN_TRIES:
                 job.worker = None
             elif job.is_cancelled:
@@ -341,16 +393,20 @@ class Scheduler:
 
     async def _end(self, job: QueuedJob, transition: Callable[[], object] | None) -> None:
         """The job is over: its last state is written, unless it is already there, and it leaves the queue. Under its guard."""
-        if transition is not None:
-            await self._written(job, transition)
-        if self.jobs.pop(job.folder, None) is None:
-            return
+        job.is_over = True
         try:
-            self.ended.appendleft(await asyncio.to_thread(_left, job))
+            if transition is not None:
+                await self._written(job, transition)
+            ended = await asyncio.to_thread(_left, job)
+            if ended["state"] in FINAL_STATES:
+                self.ended.appendleft(ended)
         except (MscopeError, OSError) as error:
             log.warning("run %s: %s", job.run.id, error)
-        for other in self.jobs.values():
-            other.retry_at = 0.0  # there may be room for it now
+        finally:
+            self.jobs.pop(job.folder, None)
+        for other in self.jobs.values():  # there may be room for it now
+            other.retry_at, other.waits = 0.0, 0
+            other.short_on.clear()
         self.wake()
 
     async def _written(self, job: QueuedJob, transition: Callable[[], object]) -> None:
@@ -371,12 +427,18 @@ class Scheduler:
             await asyncio.sleep(0.02)
         for worker in self.workers:
             worker.child.signal(signal.SIGKILL)
-        while self.workers:
+        deadline += _KILLED_SECONDS
+        while self.workers and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
+        for worker in self.workers:
+            log.error("worker %d does not end, whatever it is sent", worker.child.pid)
         for job in had:
-            async with job.guard:
-                if job.folder in self.jobs:
-                    await self._put_back(job)
+            try:
+                async with job.guard:
+                    if job.folder in self.jobs:
+                        await self._put_back(job)
+            except (MscopeError, OSError) as error:
+                log.warning("run %s: could not be put back on the queue (%s)", job.run.id, error)
 
     async def _put_back(self, job: QueuedJob) -> None:
         state = (await asyncio.to_thread(job.run.read_status)).state
@@ -407,18 +469,38 @@ def _stored_state(job: QueuedJob) -> str:
 
 
 def _left(job: QueuedJob) -> dict[str, Any]:
-    """The last the service does for a run: it is no longer on the queue. How it ended."""
+    """The last the service does for a run: it is no longer on the queue. How it ended.
+
+    A run whose last state could not be written (a full disk) is no longer the service's either; one that another process has
+    taken up keeps its record until that process is done.
+    """
     ended = ended_json(job.run, job.record)
-    if ended["state"] in FINAL_STATES:
-        drop_queue_record(job.folder)
+    try:
+        lock = RunLock(job.folder)
+    except BadInput:
+        return ended
+    try:
+        record = read_queue_record(job.folder)
+        if record is not None and record.submitted == job.record.submitted:  # it was not taken up again meanwhile
+            drop_queue_record(job.folder)
+    finally:
+        lock.release()
     return ended
 
 
+def _rank(worker: Worker, job: QueuedJob, devices: list[str]) -> tuple[float, bool, int, int]:
+    """How well a worker suits a job, the best least: where it was not tried in vain, the model is resident, the device comes first."""
+    device = str(worker.device)
+    return job.short_on.get(device, -math.inf), not worker.holds(job.fingerprints), devices.index(device), worker.resident_bytes
+
+
 def _devices_for(job: QueuedJob, known: Facts) -> tuple[str, ...]:
-    """Where a job may run, best first; none where the device it asks for is not there."""
-    if job.device == "auto":
-        return tuple(device for device in known.devices if device != "cpu") or ("cpu",)
-    return (job.device,) if job.device in known.devices else ()
+    """Where a job may run, best first: those it did not fit on come last, the latest at the end. None where its device is not there."""
+    if job.device != "auto":
+        return (job.device,) if job.device in known.devices else ()
+    accelerators = tuple(device for device in known.devices if device != "cpu")
+    devices = [device for device in accelerators or ("cpu",) if device not in job.too_small]
+    return tuple(sorted(devices, key=lambda device: job.short_on.get(device, -math.inf)))
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:

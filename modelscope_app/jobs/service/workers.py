@@ -48,6 +48,14 @@ class Worker:
         """Of all models it holds."""
         return sum(model["memory_bytes"] for model in self.resident)
 
+    @property
+    def held_bytes(self) -> int:
+        """What it holds of its device, and what the job it has is about to take."""
+        if self.job is None:
+            return self.resident_bytes
+        need = self.job.record.need
+        return self.resident_bytes + need.analysis_bytes + (0 if self.holds(self.job.fingerprints) else need.model_bytes)
+
     def holds(self, fingerprints: frozenset[str]) -> bool:
         """Whether a model of one of these checkpoints is resident."""
         return any(model["fingerprint"] in fingerprints for model in self.resident)

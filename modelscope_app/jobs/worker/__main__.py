@@ -7,8 +7,8 @@ import signal
 import traceback
 
 from modelscope_app.jobs import staleness  # noqa: F401  # before everything else of ours, see there
-from modelscope_app.jobs.protocol import API_VERSION, Speaker, take_over_stdout
-from modelscope_app.jobs.worker.inbox import Inbox, leave, take_over_stdin
+from modelscope_app.jobs.protocol import API_VERSION, Speaker, leave, take_over_stdin, take_over_stdout
+from modelscope_app.jobs.worker.inbox import Inbox
 from modelscope_app.jobs.worker.resident import ResidentModels
 
 

@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from modelscope_app.jobs.interruption import Interruption
+from modelscope_app.jobs.protocol import leave
 
 LAST_WORDS_SECONDS = 10.0
 
@@ -114,25 +115,6 @@ class Inbox:
         current.interruption.ask("the service ended while it ran", ends_as="lost")
         time.sleep(LAST_WORDS_SECONDS)
         leave(_CUT_SHORT)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process at once, whatever threads an analysis has left."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            continue
-    os._exit(code)
-
-
-def take_over_stdin() -> int:
-    """A private descriptor of standard input; descriptor 0 itself becomes empty, so that no analysis and no child of it reads a message."""
-    private = os.dup(0)
-    os.register_at_fork(after_in_child=lambda: os.close(private))
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
-        os.dup2(nothing.fileno(), 0)
-    return private
 
 
 def _assignment(message: dict[str, Any]) -> Assignment:

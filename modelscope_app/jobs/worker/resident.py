@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelscope_app.api import MscopeError
 from modelscope_app.jobs.ledger import Holding
-from modelscope_app.jobs.out_of_memory import is_device_lost, release_cached_memory
+from modelscope_app.jobs.out_of_memory import is_device_lost, release_cached_memory, release_unused_gpu_memory
 
 if TYPE_CHECKING:
     from modelscope_app.api import Architecture
@@ -118,6 +118,8 @@ class ResidentModels:
             return time.time() - model.last_used >= idle_seconds
 
         self._drop(goes)
+        if idle_seconds <= 0:
+            release_unused_gpu_memory()
 
     def end(self) -> list[str]:
         """The job has ended: drop the models it did not leave as they were. A sentence for each. Raises what a lost device raises."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,10 @@ class _Switch(NamedTuple):
     write: Callable[[Any], object]
 
 
+def _attribute(owner: Any, name: str) -> _Switch:
+    return _Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
 _SWITCHES = (
     _Switch(torch.is_grad_enabled, torch.set_grad_enabled),
     _Switch(torch.get_default_dtype, torch.set_default_dtype),
@@ -35,6 +42,15 @@ _SWITCHES = (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
         lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
     ),
+    *(_attribute(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+    *(
+        _attribute(torch.backends.cuda.matmul, name)
+        for name in ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    ),
+    _Switch(torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    _Switch(torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    _Switch(torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    *(_Switch(partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)) for kind in ("cpu", "cuda")),
 )
 
 
@@ -44,6 +60,7 @@ class Surroundings:
     def __init__(self) -> None:
         self._folder = os.getcwd()  # noqa: PTH109 - os.chdir takes it back
         self._environment = dict(os.environ)
+        self._search_path = list(sys.path)
         self._umask = _umask()
         self._soft_limits = {limit: resource.getrlimit(limit)[0] for limit in _LIMITS}
         self._switches = [switch.read() for switch in _SWITCHES]
@@ -58,6 +75,8 @@ class Surroundings:
             lowered = hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard)
             with suppress(OSError, ValueError):
                 resource.setrlimit(limit, (hard if lowered else soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that was set would end the next job
+        sys.path[:] = self._search_path
         os.chdir(self._folder)
         os.umask(self._umask)
         if dict(os.environ) != self._environment:

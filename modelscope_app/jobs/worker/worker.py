@@ -15,7 +15,7 @@ from modelscope_app.jobs.device_memory import device_memory
 from modelscope_app.jobs.execute import execute
 from modelscope_app.jobs.ledger import Fits, Short, admission, within_limit
 from modelscope_app.jobs.listener import Silent
-from modelscope_app.jobs.out_of_memory import is_device_lost, release_cached_memory
+from modelscope_app.jobs.out_of_memory import is_device_lost, release_cached_memory, release_unused_gpu_memory
 from modelscope_app.jobs.protocol import DEVICE_LOST, Speaker
 from modelscope_app.jobs.staleness import ImportedFiles
 from modelscope_app.jobs.submission import Opened, reopen
@@ -142,6 +142,7 @@ class Worker:
                 self._is_spent = self._has_met_a_broken_plugin
                 release_cached_memory()
             sentences += self._models.end()
+            release_unused_gpu_memory()
         except Exception as error:
             if not is_device_lost(error):
                 raise

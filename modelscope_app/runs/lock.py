@@ -20,7 +20,8 @@ from typing import Literal
 from modelscope_app.api import BadInput
 from modelscope_app.runs.reading import json_value, shaped
 
-Purpose = Literal["execute", "remove"]
+Purpose = Literal["execute", "remove", "queue"]
+"""`queue`: to bring its state into order, which takes a moment."""
 
 _held: set[int] = set()
 """Descriptors of the locks this process holds. A forked child closes its copies: it is not the executor, and may outlive it."""
@@ -120,17 +121,23 @@ def is_locked(folder: Path) -> bool:
 
 
 def lock_holder(folder: Path) -> LockHolder | None:
-    """Who holds the lock of this run; None when nobody does. Raises BadInput when the lock does not say."""
+    """Who executes or removes this run; None when nobody does. Raises BadInput when the lock does not say.
+
+    Who has it for the queue lets go in a moment, and who has just got it is about to write, so they are waited for.
+    """
     path = folder / "lock"
-    for _ in range(_TRIES):  # who has just got it is about to write
+    for _ in range(_TRIES):
         if not is_locked(folder):
             return None
         try:
-            return shaped(LockHolder, json_value(path))
+            holder = shaped(LockHolder, json_value(path))
         except FileNotFoundError:
             return None
         except (BadInput, ValueError):
-            time.sleep(_TRY_SECONDS)
+            holder = None
+        if holder is not None and holder.purpose != "queue":
+            return holder
+        time.sleep(_TRY_SECONDS)
     raise BadInput(f"{path}: is held, and does not say by which process")
 
 

@@ -101,6 +101,8 @@ def work():
             continue
         if end == "die-early":
             os.kill(os.getpid(), signal.SIGKILL)
+        if end == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lock = RunLock(folder)
         say("begun", folder=str(folder))
         write_status(folder, Status("running", started=time.time(), device=message["device"]))
@@ -109,7 +111,6 @@ def work():
         if end == "exit":
             os._exit(7)
         if end == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(1000)
         for checkpoint in run.job.checkpoints:
             if all(model["fingerprint"] != checkpoint.fingerprint for model in models):

@@ -19,6 +19,7 @@ from service_process import state as stored_state
 from modelscope_app.jobs import Client
 from modelscope_app.jobs.client import JobInfo
 from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.status import read_status
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_however_a_job_ends_the_next_one_runs(client: Client, analysis: str, sta
     assert said in str(ended.error)
     assert next_one.state == "done"
     assert "Traceback" not in str(ended.error)
-    workers = {json.loads((Path(one.folder) / "lock").read_text())["pid"] for one in (job, other)}
+    workers = {read_status(Path(one.folder)).pid for one in (job, other)}
     assert len(workers) == (1 if state == "failed" else 2)
 
 

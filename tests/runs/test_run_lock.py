@@ -154,3 +154,12 @@ def test_a_forked_child_does_not_keep_a_lock_that_was_released(tmp_path: Path) -
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_who_brings_the_queue_into_order_is_waited_for_and_is_not_the_executor(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    lock = RunLock(run.folder, "queue")
+    with pytest.raises(BadInput, match="does not say by which process"):
+        lock_holder(run.folder)
+    lock.release()
+    assert lock_holder(run.folder) is None

@@ -42,7 +42,7 @@ def readmitted(folder: Path, host_for: Callable[[str], PluginHost], queued: Queu
 
 
 def _queue(run: RunFolder, record: QueueRecord) -> None:
-    lock = RunLock(run.folder)
+    lock = RunLock(run.folder, "queue")
     try:
         before = read_stored_status(run.folder)
         if before.state == "done":

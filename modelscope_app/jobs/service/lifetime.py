@@ -36,7 +36,7 @@ from modelscope_app.settings import ServiceSettings, read_settings
 
 _LOOK_SECONDS = 0.5
 _PREPARER_IDLE_SECONDS = 300.0
-_SUBMISSION_SECONDS = 2.0
+_SUBMISSION_SECONDS = 10.0
 """For submissions that are being checked when the service is to end."""
 _LONGEST_LOG = 4 << 20
 _BACKLOG = 512

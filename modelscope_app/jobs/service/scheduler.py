@@ -385,7 +385,9 @@ class Scheduler:
             if not begun and not job.is_cancelled and job.fruitless_starts < _BEGIN_TRIES:
                 job.worker = None
             elif job.is_cancelled:
-                await self._end(job, lambda: transitions.cancel(job.folder, f"cancelled; its worker {how_it_ended(code)}"))
+                await self._end(
+                    job, lambda: transitions.cancel(job.folder, f"cancelled; it did not stop by itself, and its worker {_ended_by(code)}")
+                )
             elif code < 0:
                 await self._end(job, lambda: transitions.lose(job.folder, f"its worker {how_it_ended(code)}"))
             else:
@@ -476,7 +478,7 @@ def _left(job: QueuedJob) -> dict[str, Any]:
     """
     ended = ended_json(job.run, job.record)
     try:
-        lock = RunLock(job.folder)
+        lock = RunLock(job.folder, "queue")
     except BadInput:
         return ended
     try:
@@ -486,6 +488,11 @@ def _left(job: QueuedJob) -> dict[str, Any]:
     finally:
         lock.release()
     return ended
+
+
+def _ended_by(code: int) -> str:
+    """How a worker ended that was told to, by message and by signals."""
+    return "was killed" if code == -signal.SIGKILL else how_it_ended(code)
 
 
 def _rank(worker: Worker, job: QueuedJob, devices: list[str]) -> tuple[float, bool, int, int]:

@@ -62,7 +62,7 @@ def _end(folder: Path, state: Any, sentence: str, exit_code: int) -> Status:
 
 def _change(folder: Path, change: Change, before: Callable[[], None] = lambda: None, even_if_final: bool = False, **said: Any) -> Status:
     """Write a new status and say so in the events; a run that has ended by itself meanwhile stays as it is."""
-    lock = RunLock(folder)
+    lock = RunLock(folder, "queue")
     try:
         status = read_stored_status(folder)
         if status.state in FINAL_STATES and not even_if_final:

@@ -163,8 +163,11 @@ class Scheduler:
         if self.is_stopping:
             return
         now = asyncio.get_running_loop().time()
+        in_vain: set[tuple[Interpreter, str]] = set()
         for job in list(self.jobs.values()):
-            if job.worker is not None or job.is_cancelled or job.guard.locked() or job.retry_at > now:
+            if job.worker is not None or (job.interpreter, job.device) in in_vain:
+                continue
+            if job.is_cancelled or job.guard.locked() or job.retry_at > now:
                 continue
             known = self.facts.get(job.interpreter)
             if known is None:
@@ -178,6 +181,8 @@ class Scheduler:
             worker = self._worker_for(job, devices)
             if worker is not None:
                 self._give(job, worker)
+            else:  # nor would there be one for the next job that asks for the same
+                in_vain.add((job.interpreter, job.device))
 
     def _worker_for(self, job: QueuedJob, devices: tuple[str, ...]) -> Worker | None:
         """An idle worker on a device with room for one more job: best one that holds the job's model. Starts one where there is none."""

@@ -28,7 +28,7 @@ def modelscope_analyses():
         return Analysis(name=name, title=name, summary=name, params=Params, run=run, estimate=estimate, checkpoints=checkpoints)
 
     none, model = Checkpoints(0, 0), Checkpoints(1, 1, "model")
-    alone = ("limited", "quitting", "killed", "segfaulting", "device-lost", "littering", "tidy")
+    alone = ("limited", "quitting", "killed", "segfaulting", "device-lost", "full-disk", "littering", "tidy")
     return [
         *(analysis(name, none) for name in alone),
         analysis("hungry", none, "hostile:hungry_estimate"),
@@ -77,6 +77,12 @@ def segfaulting(context, params):
 
 def device_lost(context, params):
     raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+
+def full_disk(context, params):
+    """What writing a result to a full disk raises, from the system itself."""
+    with Path("/dev/full").open("wb", buffering=0) as stream:
+        stream.write(b"result")
 
 
 def hungry_estimate(checkpoints, params):

@@ -178,6 +178,7 @@ def made_model() -> str:
         ("survivor.exiting", "failed", "SystemExit"),
         ("survivor.filling", "failed", "out of memory"),
         ("hostile.limited", "failed", "out of memory"),
+        ("hostile.full-disk", "failed", "the disk is full"),
         ("hostile.quitting", "lost", "exit code 3"),
         ("hostile.killed", "lost", "SIGKILL"),
         ("hostile.segfaulting", "lost", "SIGSEGV"),

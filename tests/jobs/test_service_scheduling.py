@@ -160,7 +160,7 @@ def test_a_device_that_is_not_there_fails_the_job_with_a_sentence(machine: Machi
     machine.start()
     job = machine.ended(machine.submit("cuda:3"))
     assert (job["state"], job["exit_code"]) == ("failed", 2)
-    assert "cuda:3: is not there; there are cpu" in job["error"]
+    assert "cuda:3: is not there; this machine has cpu" in job["error"]
 
 
 @pytest.mark.parametrize(("end", "reason"), [("segfault", "SIGSEGV"), ("exit", "exit code 7")])
@@ -384,7 +384,13 @@ def test_a_malformed_submission_is_refused_with_a_sentence(machine: Machine, bod
 def test_a_preparer_that_dies_is_said_and_replaced(machine: Machine) -> None:
     machine.start()
     body = {"analysis": "pretend.die", "interpreter": str(machine.interpreter)}
+    machine.ended(machine.submit())  # it answers this one
     assert "exit code 9" in machine.ask("POST", "/jobs", expect=500, **body)["error"]
+    no_mscope = machine.folder / "bare"
+    no_mscope.write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
+    no_mscope.chmod(0o755)
+    sentence = machine.ask("POST", "/jobs", expect=400, analysis="a.b", interpreter=str(no_mscope))["error"]
+    assert sentence.endswith("modelscope-app may not be installed there (no such module)")
     assert machine.ended(machine.submit())["state"] == "done"
 
 
@@ -392,7 +398,7 @@ def test_shutting_down_is_refused_while_there_are_jobs_and_forced_keeps_them(mac
     machine.start()
     running, queued = machine.submit(seconds=1000), machine.submit()
     until(lambda: machine.ask("GET", f"/jobs/{running['run']}")["state"] == "running")
-    assert "1 running and 1 queued" in machine.ask("POST", "/shutdown", expect=409)["error"]
+    assert "1 job is running and 1 is queued" in machine.ask("POST", "/shutdown", expect=409)["error"]
     machine.ask("POST", "/shutdown", force=True)
     assert machine.processes[0].wait(PATIENCE_SECONDS) == 0
     assert {read_status(Path(job["folder"])).state for job in (running, queued)} == {"queued"}

@@ -34,7 +34,7 @@ from modelscope_app.jobs.service.scheduler import Scheduler
 from modelscope_app.locations import data_dir
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.index import find_run
-from modelscope_app.runs.queue_record import read_queue_record
+from modelscope_app.runs.queue_record import FILE_NAME, read_queue_record
 from modelscope_app.runs.status import FINAL_STATES
 
 _LARGEST_BODY = 16 << 20
@@ -281,6 +281,7 @@ _OF_A_NEW_ONE: dict[str, Any] = {
     "cwd": None,
 }
 """Keys of a submission, and what stands for one that is missing or null."""
+_KEYS = f"{', '.join(_OF_A_NEW_ONE)} (or run alone), interpreter and python_path"
 
 
 async def _submission(body: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +289,7 @@ async def _submission(body: dict[str, Any]) -> dict[str, Any]:
     reference = _text(body, "run")
     allowed = _OF_ALL | ({"run"} if reference is not None else set(_OF_A_NEW_ONE))
     if unknown := sorted(key for key in body.keys() - allowed if key != "run" or body[key] is not None):
-        raise UsageError(f"{MscopeError(repr(unknown[0]))} means nothing here; a submission has {', '.join(_OF_A_NEW_ONE)}, or run alone")
+        raise UsageError(f"{MscopeError(repr(unknown[0]))} means nothing here; a submission has {_KEYS}")
     if reference is None:
         return {"do": "prepare", **{key: other if body.get(key) is None else body[key] for key, other in _OF_A_NEW_ONE.items()}}
     folder = Path(_text(body, "cwd") or "/") / reference
@@ -329,6 +330,9 @@ async def _job(request: Request) -> Response:
 async def _described(scheduler: Scheduler, job: QueuedJob | None, run: RunFolder) -> dict[str, Any]:
     if job is not None and job.folder in scheduler.jobs:
         return await asyncio.to_thread(job.to_json, scheduler.position(job))
+    remembered = next((ended for ended in scheduler.ended if ended["folder"] == str(run.folder)), None)
+    if remembered is not None and not await asyncio.to_thread((run.folder / FILE_NAME).exists):
+        return remembered
     return await asyncio.to_thread(lambda: ended_json(run, read_queue_record(run.folder)))
 
 
@@ -375,10 +379,21 @@ async def _shutdown(request: Request) -> Response:
     left = len(service.scheduler.jobs) + service.submissions_open
     if force is not True and left:
         running = sum(job.worker is not None for job in service.scheduler.jobs.values())
-        queued = left - running
         raise Conflict(
-            f"{running} running and {queued} queued jobs are left; wait for them or cancel them, or force it: what runs is saved, and "
-            "all of it goes on when the service next starts"
+            f"{_jobs_left(running, left - running)}; wait or cancel, or force it: what runs is saved, and all of it goes on when the "
+            "service next starts"
         )
     service.ending.set()
     return JSONResponse({"stopped": True})
+
+
+def _jobs_left(running: int, queued: int) -> str:
+    """How many there are, as the beginning of a sentence.
+
+    >>> _jobs_left(1, 0), _jobs_left(0, 2), _jobs_left(2, 1)
+    ('1 job is running', '2 jobs are queued', '2 jobs are running and 1 is queued')
+    """
+    if not running or not queued:
+        count, what = (running, "running") if running else (queued, "queued")
+        return f"{count} {'job is' if count == 1 else 'jobs are'} {what}"
+    return f"{running} {'job is' if running == 1 else 'jobs are'} running and {queued} {'is' if queued == 1 else 'are'} queued"

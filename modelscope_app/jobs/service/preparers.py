@@ -28,6 +28,7 @@ class Preparer:
     def __init__(self, interpreter: Interpreter) -> None:
         self.child = Child(MODULE, interpreter)
         self.idle_since = 0.0
+        self.has_answered = False
         self._started = False
         self._messages = self.child.messages()
 
@@ -78,12 +79,15 @@ class Preparers:
             await self._end(preparer)
             raise
         if answer["say"] in ("prepared", "refused"):
+            preparer.has_answered = True
             preparer.idle_since = asyncio.get_running_loop().time()
             idle.append(preparer)
         else:
             code = await self._end(preparer)
             if answer["say"] == "gone":
                 said = preparer.child.last_words()
+                if code > 0 and not preparer.has_answered:
+                    raise BadInput(f"{interpreter.path}: cannot check submissions; modelscope-app may not be installed there ({said})")
                 raise JobFailed(f"the process that checks submissions {how_it_ended(code)}{f'; it said: {said}' if said else ''}")
         return answer
 

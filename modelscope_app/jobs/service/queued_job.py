@@ -52,7 +52,8 @@ class QueuedJob:
     def to_json(self, position: int | None) -> dict[str, Any]:
         """As clients see it. Reads status.json of a job that a worker has. Raises BadInput for a damaged one."""
         if self.worker is not None:
-            return ended_json(self.run, self.record)
+            said = ended_json(self.run, self.record)
+            return {**said, "device": said["device"] or self.worker.device}
         state = "waiting" if self.waiting_for else "queued"
         return {**_shared(self.run, self.record), "state": state, "waiting_for": self.waiting_for, "position": position}
 

@@ -89,6 +89,7 @@ class Scheduler:
             await asyncio.sleep(0.01)  # it was taken up again before it had left
         job = QueuedJob(run, record, device or run.job.device)
         self.jobs[run.folder] = job
+        log.info("run %s is on the queue", run.id)
         if len(self.jobs) > 1 and record.submitted < max(other.record.submitted for other in self.jobs.values()):
             self.jobs = dict(sorted(self.jobs.items(), key=lambda item: item[1].record.submitted))
         self.wake()
@@ -176,7 +177,7 @@ class Scheduler:
             devices = _devices_for(job, known)
             if not devices:
                 there = ", ".join(known.devices)
-                self._soon(self._fail(job, f"--device {job.device}: is not there; there are {there}", ExitCode.USAGE))
+                self._soon(self._fail(job, f"--device {job.device}: is not there; this machine has {there}", ExitCode.USAGE))
                 continue
             worker = self._worker_for(job, devices)
             if worker is not None:
@@ -210,6 +211,7 @@ class Scheduler:
     def _give(self, job: QueuedJob, worker: Worker) -> None:
         assert worker.device is not None
         job.worker, worker.job = worker, job
+        log.info("run %s is given to worker %d on %s", job.run.id, worker.child.pid, worker.device)
         others = [other for other in self.workers if other.device == worker.device and other is not worker]
         held = sum(other.held_bytes for other in others)
         worker.child.send(
@@ -251,6 +253,7 @@ class Scheduler:
             code = await worker.child.ended()
         finally:
             self.workers.discard(worker)
+        log.info("worker %d %s", worker.child.pid, how_it_ended(code))
         if self.is_stopping:
             return
         if worker.job is not None:
@@ -286,6 +289,7 @@ class Scheduler:
                 )
                 self._soon(self._fail_all(worker.interpreter, sentence))
             case "hello":
+                log.info("worker %d is ready (%s, torch %s)", worker.child.pid, worker.interpreter.path, message.get("torch"))
                 self.facts[worker.interpreter] = facts(message)
                 self._failed_starts[worker.interpreter] = 0
                 worker.is_ready = True
@@ -405,6 +409,7 @@ class Scheduler:
             if transition is not None:
                 await self._written(job, transition)
             ended = await asyncio.to_thread(_left, job)
+            log.info("run %s: %s%s", job.run.id, ended["state"], f" ({ended['error']})" if ended["error"] else "")
             if ended["state"] in FINAL_STATES:
                 self.ended.appendleft(ended)
         except (MscopeError, OSError) as error:

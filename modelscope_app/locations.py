@@ -43,9 +43,13 @@ def state_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """Folder of sockets; gone after a logout or a restart of the machine. Sessions without XDG_RUNTIME_DIR have one in /tmp."""
+    """Folder of sockets; gone after a logout or a restart of the machine.
+
+    Sessions without XDG_RUNTIME_DIR have one in /tmp, and so have those where it names a folder that nobody made (after `su`).
+    """
     given = os.environ.get("XDG_RUNTIME_DIR")
-    return _folder("MSCOPE_RUNTIME_DIR", str(Path(given) / APP_NAME) if given else f"{tempfile.gettempdir()}/{APP_NAME}-{os.getuid()}")
+    is_there = given and os.path.isdir(given)  # noqa: PTH112 - Path.is_dir raises for a folder of another user
+    return _folder("MSCOPE_RUNTIME_DIR", f"{given}/{APP_NAME}" if is_there else f"{tempfile.gettempdir()}/{APP_NAME}-{os.getuid()}")
 
 
 def absolute_path(path: str | Path) -> Path:

@@ -33,6 +33,9 @@ from modelscope_app.api import BadInput
 FILE_NAME = "config.toml"
 
 
+_DEVICE = r"^(cpu|cuda:(0|[1-9][0-9]*))$"
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -62,7 +65,7 @@ class ServiceSettings(_Table):
     """Jobs that run on the CPU at a time."""
     cancel_grace_seconds: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Seconds from asking a job to stop to SIGTERM, and from there to SIGKILL."""
-    memory_limit_gb: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
+    memory_limit_gb: dict[Annotated[str, Field(pattern=_DEVICE)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default={})
     """GB (10^9 bytes) that models and jobs may take of a device; one that is not named has all its memory."""
 
     def memory_limit_bytes(self, device: str) -> int | None:
@@ -120,12 +123,28 @@ def _with_environment(settings: Settings) -> Settings:
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
+    if parts[-1] == "[key]":
+        return f'{".".join(parts[:-2])}: {_shown(parts[-2])} is no device; its keys are cpu and cuda:N, as in {{"cuda:0" = 40.0}}'
     key = ".".join(parts)
-    if first["type"] != "extra_forbidden":
-        return f"{key} = {_shown(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_meant(key)}"
+    if first["type"] == "dict_type":
+        return f"{key} = {_shown(first['input'])}: takes a table, as {{cpu = 16.0}}"
+    if first["type"] == "model_type":
+        return f"{key} = {_shown(first['input'])}: takes a table, as [{key}] on a line of its own"
+    return f"{key} = {_shown(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _meant(key: str) -> str:
+    """What may have been meant by a key nobody knows. One in a table may stand in the wrong table, and never means a table."""
     known = _known_keys()
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
+    table, dot, name = key.partition(".")
+    if not dot:
+        near = difflib.get_close_matches(key, known, n=1)
+        return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    in_tables = {one.partition(".")[2]: one for one in known if "." in one}
+    near = difflib.get_close_matches(name, in_tables, n=1)
+    return f"did you mean {in_tables[near[0]]}?" if near else f"known are {', '.join(one for one in known if one.startswith(f'{table}.'))}"
 
 
 def _shown(value: Any) -> str:

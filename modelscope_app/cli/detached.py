@@ -50,7 +50,11 @@ def submit(bound: BoundAnalysis, checkpoints: Sequence[str], params: BaseModel, 
 
     with Client() as client:
         job = client.submit(bound.id, checkpoints, stored, device=options.device, dtype=options.dtype, seed=options.seed, out=options.out)
-    reference = job.run if options.out is not None else _reference(job)
+    if options.out is not None:
+        return _report(job, job.run, as_json=as_json, quiet=quiet)
+    if not quiet:
+        _warn_of_another_data_folder(Path(job.folder).parent)
+    reference = _reference(job)
     return _report(job, reference, as_json=as_json, quiet=quiet)
 
 
@@ -61,6 +65,17 @@ def resume(run: RunFolder, *, as_json: bool, quiet: bool) -> int:
     with Client() as client:
         job = client.resume(run.folder)
     return _report(job, job.run, as_json=as_json, quiet=quiet)
+
+
+def _warn_of_another_data_folder(folder: Path) -> None:
+    """Say where the service writes to, where `mscope run` would not."""
+    from modelscope_app.runs.index import runs_dir
+
+    with suppress(OSError):
+        if folder.samefile(runs_dir()):
+            return
+    sentence = f"the service writes to {folder} and not to {runs_dir()}: it was started with another data folder"
+    print(f"mscope: warning: {neutralised(sentence)}", file=sys.stderr)
 
 
 def _report(job: JobInfo, reference: str, *, as_json: bool, quiet: bool) -> int:

@@ -204,6 +204,15 @@ class TerminalBar:
         say(message, self._stderr)
 
 
+def ending(run: str, state: str, error: str | None) -> str:
+    """How a run ended, in one line; an error that says no more than the state is left out.
+
+    >>> ending("a", "cancelled", "cancelled"), ending("a", "failed", "no space is left")
+    ('a cancelled', 'a failed: no space is left')
+    """
+    return f"{run} {state}" + (f": {error}" if error and error != state else "")
+
+
 def say(message: str, stderr: TextIO) -> None:
     """One line on stderr, from the program."""
     with suppress(OSError):

@@ -198,9 +198,9 @@ def report(run: RunFolder, status: Status, *, as_json: bool, quiet: bool, condit
 
 
 def _say_how_it_ended(run: RunFolder, state: str, error: str | None, quiet: bool, stderr: TextIO) -> None:
-    from modelscope_app.cli.progress import say
+    from modelscope_app.cli.progress import ending, say
 
-    say(f"run {run.id} {state}: {error}", stderr)
+    say(f"run {ending(run.id, state, error)}", stderr)
     if state == "cancelled" and not quiet:
         say(f"to go on from where it was: mscope runs resume {run.id}", stderr)
 

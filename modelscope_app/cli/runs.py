@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, UsageError, neutralised
-from modelscope_app.runs.queue_record import read_queue_record
-from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, RESUMABLE_STATES
+from modelscope_app.runs.queue_record import drop_queue_record, read_queue_record
+from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, RESUMABLE_STATES, RunLock
 
 if TYPE_CHECKING:
     from modelscope_app.runs.folder import RunFolder
@@ -35,6 +35,19 @@ def _references(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     from modelscope_app.runs.index import all_runs
 
     ids = [CompletionItem(name) for name in ("latest", *(run.id for run in all_runs())) if name.startswith(incomplete)]
+    return ids or [CompletionItem(incomplete, type="dir")]
+
+
+def _references_not_ended(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of runs that have not ended, newest first, and folders."""
+    from modelscope_app.runs.index import all_runs
+
+    ids = []
+    for number, run in enumerate(all_runs()):
+        names = [name for name in (*(["latest"] if number == 0 else []), run.id) if name.startswith(incomplete)]
+        with suppress(MscopeError):
+            if names and run.status not in FINAL_STATES:
+                ids += [CompletionItem(name) for name in names]
     return ids or [CompletionItem(incomplete, type="dir")]
 
 
@@ -75,16 +88,16 @@ def _line(run: RunFolder, now: datetime, width: int) -> str:
         state, told = run.status, ", ".join(neutralised(Path(checkpoint.path).name) for checkpoint in run.job.checkpoints)
     except BadInput as error:
         state, told = "unreadable", str(error)
-    head = f"{run.id:<{width}}  {state:<{_STATE_WIDTH}}  {_age((now - run.job.created_at).total_seconds()):>{_AGE_WIDTH}}"
+    head = f"{run.id:<{width}}  {state:<{_STATE_WIDTH}}  {age((now - run.job.created_at).total_seconds()):>{_AGE_WIDTH}}"
     if state != "unreadable" and sys.stdout.isatty():
         told = neutralised(told, max(_NARROWEST_NAMES, shutil.get_terminal_size().columns - len(head) - 2))
     return f"{head}  {told}".rstrip()
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
     """How long ago, in the largest unit that fills once.
 
-    >>> _age(42), _age(150), _age(7300), _age(900000)
+    >>> age(42), age(150), age(7300), age(900000)
     ('42 s', '2 min', '2 h', '10 d')
     """
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -125,8 +138,8 @@ def show(run_reference: str, as_json: bool) -> None:
         print(f"waiting  {status.waiting_for}")
     record = read_queue_record(run.folder)
     if record is not None and (status.state == "lost" or status.state not in FINAL_STATES):
-        age = _age(time.time() - record.submitted)
-        print(f"queue    given to the service of {neutralised(record.host)} {age} ago")
+        ago = age(time.time() - record.submitted)
+        print(f"queue    given to the service of {neutralised(record.host)} {ago} ago")
         print(f"go on    mscope runs watch {run.id}{if_gone(record.host, run)}")
     elif status.state in RESUMABLE_STATES:
         print(f"go on    mscope runs resume {run.id}")
@@ -153,33 +166,43 @@ def _naming_damaged_tables(run: RunFolder) -> Iterator[None]:
 
 
 @command.command("watch")
-@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.argument("run_reference", metavar="RUN", shell_complete=_references_not_ended)
 def watch(run_reference: str) -> int:
     """Follow a run until it ends, and exit as it does. ctrl+c stops watching and cancels nothing."""
     from modelscope_app.cli import watching
-    from modelscope_app.cli.progress import own_stderr, watcher_for
+    from modelscope_app.cli.progress import ending, own_stderr, say, watcher_for
     from modelscope_app.runs.index import find_run
 
     run = find_run(run_reference)
-    status = watching.watch(run, watcher_for(own_stderr()))
-    print(f"{run.id} {status.state}" + (f": {status.error}" if status.error else ""))
+    stderr = own_stderr()
+    try:
+        status = watching.watch(run, watcher_for(stderr))
+    except KeyboardInterrupt:
+        say(f"the run goes on; to follow it again: mscope runs watch {run.id}", stderr)
+        return ExitCode.CANCELLED
+    print(ending(run.id, status.state, status.error), flush=True)
     if status.state == "done":
+        say(f"results: mscope runs show {run.id}", stderr)
         return ExitCode.DONE
     return status.exit_code or ExitCode.JOB_FAILED
 
 
 @command.command("cancel")
-@click.argument("run_reference", metavar="RUN", shell_complete=_references)
+@click.argument("run_reference", metavar="RUN", shell_complete=_references_not_ended)
 def cancel(run_reference: str) -> None:
     """Ask a run to stop, or take it off the queue; what it had is saved and it can be resumed."""
     from modelscope_app.cli.watching import if_gone, queued_here
     from modelscope_app.jobs.answers import Busy, NotRunning, UnknownRun
+    from modelscope_app.jobs.starting import is_lock_held, is_running
     from modelscope_app.runs.index import find_run
     from modelscope_app.runs.lock import lock_holder
 
     run = find_run(run_reference)
     holder = lock_holder(run.folder)
     if queued_here(run) is not None:
+        if holder is None and not is_running() and not is_lock_held():
+            print(f"{run.id} {_cancel_without_a_service(run)}")
+            return
         try:
             state = _cancel_at_the_service(run, start=holder is None)
         except NotRunning:
@@ -209,6 +232,15 @@ def cancel(run_reference: str) -> None:
     except PermissionError:
         raise BadInput(f"run {run.id} is run by process {holder.pid} of another user, who alone can cancel it") from None
     print(f"{run.id} asked to stop")
+
+
+def _cancel_without_a_service(run: RunFolder) -> str:
+    """Its state thereafter. A service that was started for this would execute all the others."""
+    from modelscope_app.jobs.service import transitions
+
+    status = transitions.cancel(run.folder, "cancelled before it began" if run.status in NOT_BEGUN_STATES else "cancelled")
+    drop_queue_record(run.folder)
+    return status.state
 
 
 def _cancel_at_the_service(run: RunFolder, start: bool) -> str:
@@ -275,7 +307,6 @@ def export(run_reference: str, file_format: str, out: Path | None) -> None:
 def remove(run_references: tuple[str, ...], yes: bool) -> None:
     """Delete run folders, all they hold."""
     from modelscope_app.runs.index import find_run
-    from modelscope_app.runs.status import RunLock
 
     for reference in run_references:
         run = find_run(reference)
@@ -285,7 +316,7 @@ def remove(run_references: tuple[str, ...], yes: bool) -> None:
             if not sys.stdin.isatty():
                 raise UsageError(f"removing {run.id} needs a yes: add --yes")
             click.confirm(f"Delete {neutralised(str(run.folder))}?", abort=True, err=True)
-        lock = RunLock(run.folder, "remove")  # refuses while it runs
+        lock = _lock_to_remove(run)
         try:
             shutil.rmtree(run.folder)
         except OSError as error:
@@ -293,3 +324,16 @@ def remove(run_references: tuple[str, ...], yes: bool) -> None:
         finally:
             lock.release()
         print(f"{run.id} removed")
+
+
+def _lock_to_remove(run: RunFolder) -> RunLock:
+    """The hold on a run that is not being executed."""
+    from modelscope_app.runs.lock import lock_holder
+
+    try:
+        return RunLock(run.folder, "remove")
+    except BadInput:
+        holder = lock_holder(run.folder)
+        if holder is None or holder.purpose != "execute":
+            raise
+        raise BadInput(f"run {run.id} is being executed; to stop it first: mscope runs cancel {run.id}") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -35,6 +36,8 @@ _ANSWER_SECONDS = 2.0
 _HEALTH = b"GET /health HTTP/1.0\r\nHost: service\r\n\r\n"
 _FOLDERS = tuple(f"MSCOPE_{kind}_DIR" for kind in ("DATA", "CACHE", "CONFIG", "STATE", "RUNTIME"))
 _LONGEST_TAIL = 4096
+_LOG_PREFIX = re.compile(r"\S+ \S+ service [A-Z]+ ")
+"""What stands before the sentence in a line that the service itself writes to the log."""
 
 
 class Answer(Enum):
@@ -159,8 +162,9 @@ def _environment() -> dict[str, str]:
 def _could_not_start(code: int, log_end: int) -> MscopeError:
     said = _last_line_since(log_end)
     how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-    kind = BadInput if code in (ExitCode.USAGE, ExitCode.BAD_INPUT) else JobFailed
-    return kind(f"the service could not start: {said or how}; more may be in {log_path()}")
+    if said and code in (ExitCode.USAGE, ExitCode.BAD_INPUT):
+        return BadInput(f"the service could not start: {said}")  # that is all there is to know
+    return JobFailed(f"the service could not start: {said or how}; more may be in {log_path()}")
 
 
 def _does_not_answer(seconds: float, is_ours: bool) -> MscopeError:
@@ -187,4 +191,5 @@ def _last_line_since(position: int) -> str:
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("mscope: ")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return _LOG_PREFIX.sub("", last, count=1).removeprefix("mscope: ")

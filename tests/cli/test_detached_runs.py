@@ -61,6 +61,7 @@ def test_a_detached_run_prints_its_id_and_is_done_after_a_while(desk: Background
     assert ended.stderr == f"mscope: to follow it: mscope runs watch {run}\n"
     watched = desk.mscope("runs", "watch", run)
     assert (watched.returncode, watched.stdout) == (0, f"{run} done\n"), watched.stderr
+    assert watched.stderr.endswith(f"mscope: results: mscope runs show {run}\n")
     facts = json.loads(desk.mscope("runs", "show", run, "--json").stdout)["facts"]
     assert facts == json.loads(desk.mscope("run", "survivor.two-passes", "--json", "--quiet").stdout)["facts"]
 
@@ -145,6 +146,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(desk: Background) -> None:
         output, errors = process.communicate(timeout=60)
         assert output == ""
         assert "Traceback" not in errors
+        said = f"mscope: the run goes on; to follow it again: mscope runs watch {folder.name}\n"
+        assert errors.endswith(said) == (process is watching[0])
     size = (folder / "events.jsonl").stat().st_size
     wait_until(lambda: (folder / "events.jsonl").stat().st_size > size, "the run to go on")
     assert state(folder) == "running"
@@ -245,11 +248,29 @@ def test_a_run_that_dies_with_its_worker_is_lost_and_said_to_be(desk: Background
 
 def test_a_queued_run_is_cancelled_though_its_service_is_gone(desk: Background) -> None:
     begun(desk, *LONG)
-    queued = desk.submit(*QUICK)
+    queued, other = desk.submit(*QUICK), desk.submit(*QUICK)
     desk.kill_service()
     cancelled = desk.mscope("runs", "cancel", queued)
     assert (cancelled.returncode, cancelled.stdout) == (0, f"{queued.name} cancelled\n"), cancelled.stderr
     assert state(queued) == "cancelled"
+    assert read_queue_record(queued) is None
+    assert desk.services() == []  # it would execute the other one
+    assert state(other) == "queued"
+
+
+def test_a_running_run_is_not_removed_and_told_how_to_stop_it(desk: Background) -> None:
+    folder = begun(desk, *LONG)
+    refused = desk.mscope("runs", "remove", "--yes", folder)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr == f"mscope: run {folder.name} is being executed; to stop it first: mscope runs cancel {folder.name}\n"
+
+
+def test_tab_offers_runs_that_have_not_ended_for_watching_and_cancelling(desk: Background) -> None:
+    ended, queued = desk.submit(*QUICK), desk.submit(*LONG)
+    assert desk.mscope("runs", "watch", ended).returncode == 0
+    for word, others in (("watch", set()), ("cancel", set()), ("show", {ended.name})):
+        offered = desk.mscope(_MSCOPE_COMPLETE="bash_complete", COMP_WORDS=f"mscope runs {word} ", COMP_CWORD="3").stdout.split()
+        assert set(offered) == {f"plain,{name}" for name in {"latest", queued.name} | others}
 
 
 def test_a_client_that_dies_leaves_its_jobs(desk: Background) -> None:
@@ -306,7 +327,7 @@ def test_what_a_run_waits_for_is_shown_while_watching(desk: Background) -> None:
         wait_until(lambda: "mscope: waiting: 2.0 GB of memory on cpu\n" in watching.stderr.readline(), "what it waits for")
         write_status(run.folder, Status(state="cancelled", error="cancelled", exit_code=130))
         drop_queue_record(run.folder)
-        assert watching.communicate(timeout=60)[0] == "run cancelled: cancelled\n"
+        assert watching.communicate(timeout=60)[0] == "run cancelled\n"
     assert watching.returncode == 130
 
 
@@ -392,7 +413,9 @@ def test_a_run_is_found_from_another_data_folder_than_the_services(desk: Backgro
     assert desk.mscope("service", "start").returncode == 0
     submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "other"))
     run = submitted.stdout.strip()
-    assert submitted.stderr == f"mscope: to follow it: mscope runs watch {run}\n"
+    warning, hint = submitted.stderr.splitlines()
+    assert warning.startswith(f"mscope: warning: the service writes to {runs_dir()} and not to {tmp_path / 'other' / 'runs'}: ")
+    assert hint == f"mscope: to follow it: mscope runs watch {run}"
     watched = desk.mscope("runs", "watch", run, MSCOPE_DATA_DIR=str(tmp_path / "other"))
     assert (watched.returncode, watched.stdout) == (0, f"{run} done\n"), watched.stderr
     assert (runs_dir() / run / "job.json").is_file()
@@ -404,6 +427,7 @@ def test_the_services_data_folder_under_another_name_is_not_another_one(desk: Ba
     (tmp_path / "link").symlink_to(os.environ["MSCOPE_DATA_DIR"])
     submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "link"))
     assert submitted.returncode == 0
+    assert "warning" not in submitted.stderr
     assert len(json.loads(desk.mscope("runs", "list", "--json", MSCOPE_DATA_DIR=str(tmp_path / "link")).stdout)["runs"]) == 2
 
 
@@ -412,7 +436,8 @@ def test_a_run_that_cannot_be_made_findable_is_named_by_its_folder(desk: Backgro
     (state_dir() / "runs.txt").mkdir()
     submitted = desk.mscope("run", "survivor.sampling", "--rows", 3, "--detach", MSCOPE_DATA_DIR=str(tmp_path / "other"))
     folder = runs_dir() / submitted.stdout.strip()
-    warning, hint = submitted.stderr.splitlines()
+    place, warning, hint = submitted.stderr.splitlines()
+    assert place.startswith(f"mscope: warning: the service writes to {runs_dir()} ")
     assert warning == f"mscope: warning: this run cannot be entered into the index of runs; find it by its folder, {folder}"
     assert hint == f"mscope: to follow it: mscope runs watch {folder}"
     assert desk.mscope("runs", "watch", folder, MSCOPE_DATA_DIR=str(tmp_path / "other")).returncode == 0

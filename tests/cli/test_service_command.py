@@ -31,8 +31,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Background
 @pytest.mark.parametrize(
     ("words", "text", "value"),
     [
-        (["status"], "the service is not running; it starts by itself when it is needed\n", {"running": False}),
-        (["stop"], "the service is not running\n", {"stopped": False}),
+        (["status"], "the service is not running; it starts by itself when it is needed\n", {"running": False, "queued": []}),
+        (["stop"], "the service is not running\n", {"stopped": False, "queued": []}),
         (["unload"], "the service is not running, so no model is resident\n", {"unloaded": 0}),
         (["unload", SAMPLE], "the service is not running, so no model is resident\n", {"unloaded": 0}),
     ],
@@ -84,6 +84,8 @@ def test_its_status_shows_what_runs_and_what_waits(desk: Background) -> None:
     shown = desk.mscope("service", "status", COLUMNS="80").stdout
     assert f"{first.name}  running  cpu" in shown
     assert f"{second.name}  queued " in shown
+    assert "/100,000\n" in shown
+    assert [line for line in shown.splitlines() if line != line.rstrip()] == []
     assert max(len(line) for line in shown.splitlines() if not line.startswith(("socket", "log", "data"))) <= 80
 
 
@@ -93,14 +95,18 @@ def test_it_is_not_stopped_while_jobs_are_left_unless_forced_and_then_they_go_on
     second = desk.submit("sampling", "--rows", 3)
     refused = desk.mscope("service", "stop")
     assert refused.returncode == 3
-    assert "1 running and 1 queued jobs are left" in refused.stderr
+    assert "1 job is running and 1 is queued" in refused.stderr
     assert "mscope service stop --force" in refused.stderr
     assert refused.stderr.count("\n") == 1
     forced = desk.mscope("service", "stop", "--force", "--json")
-    assert (forced.returncode, json.loads(forced.stdout)) == (0, {"stopped": True}), forced.stderr
+    assert (forced.returncode, json.loads(forced.stdout)) == (0, {"stopped": True, "queued": [first.name, second.name]}), forced.stderr
     assert processes() == {}
     assert (state(first), state(second)) == ("queued", "queued"), (first / "status.json").read_text() + log_path().read_text()
-    assert desk.mscope("service", "start", SURVIVOR_SLEEP="0").returncode == 0
+    left = "2 jobs are left on the queue; `mscope service start` goes on with them\n"
+    assert desk.mscope("service", "status").stdout.endswith(f"needed\n{left}")
+    assert desk.mscope("service", "stop").stdout == f"the service is not running\n{left}"
+    started = desk.mscope("service", "start", SURVIVOR_SLEEP="0")
+    assert (started.returncode, started.stderr) == (0, "mscope: 2 jobs are taken up from the queue\n")
     for folder in (first, second):
         assert desk.mscope("runs", "watch", folder).returncode == 0
     assert json.loads((first / "status.json").read_text())["attempts"] == 2
@@ -198,7 +204,16 @@ def test_a_resident_model_is_shown_and_unloaded(desk: Background, tmp_path: Path
     assert completions(f"mscope service unload {SAMPLE.parent}") == [f"plain,{SAMPLE}"]
     shown = desk.mscope("service", "status", COLUMNS="200").stdout
     assert str(SAMPLE) in shown
+    narrow = desk.mscope("service", "status", COLUMNS="80").stdout.splitlines()
+    (line,) = [line for line in narrow if "digits-mlp" in line]
+    assert line.startswith("…/")
+    assert " kB " in line
+    assert max(len(line) for line in narrow if not line.startswith(("socket", "log", "data"))) <= 80
+    assert [line for line in narrow if line != line.rstrip()] == []
     assert desk.mscope("service", "unload", SAMPLE).stdout == "1 model unloaded\n"
     with Client(start=False) as client:
         wait_until(lambda: client.resident() == (), "the model to go")
     assert desk.mscope("service", "unload").stdout == "0 models unloaded\n"
+    refused = desk.mscope("service", "unload", SAMPLE)
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr == f"mscope: {SAMPLE}: no model of it is resident; `mscope service status` shows which are\n"

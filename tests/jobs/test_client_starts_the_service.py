@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from modelscope_app.jobs import AsyncClient, Client, conversation
 from modelscope_app.jobs.address import lock_path, log_path, make_private_folder, service_socket
 from modelscope_app.jobs.answers import NotRunning, ShuttingDown
 from modelscope_app.jobs.starting import ensure_service, is_lock_held, is_running
+from modelscope_app.locations import runtime_dir
 
 ENSURE = "from modelscope_app.jobs.starting import ensure_service; print(ensure_service(60))"
 
@@ -157,13 +159,22 @@ def test_a_vanished_socket_comes_back_with_the_same_service(desk: Background) ->
 def test_a_service_that_cannot_start_says_why(desk: Background) -> None:
     config = Path(os.environ["MSCOPE_CONFIG_DIR"]) / "config.toml"
     config.parent.mkdir(parents=True)
-    config.write_text("[service]\nidle_minutes = -1\n")
+    config.write_text("[service]\nbogus = 1\n")
     with Client() as client, pytest.raises(BadInput) as error:
         client.jobs()
-    assert str(error.value).startswith("the service could not start: ")
-    assert "service.idle_minutes" in str(error.value)
-    assert str(log_path()) in str(error.value)
+    assert str(error.value).startswith(
+        f"the service could not start: {config}: unknown key service.bogus; known are service.idle_minutes, "
+    )
+    assert str(error.value).endswith("service.memory_limit_gb")
     assert desk.services() == []
+
+
+def test_a_folder_for_sockets_that_nobody_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSCOPE_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    assert runtime_dir() == Path(tempfile.gettempdir()) / f"modelscope-app-{os.getuid()}"
+    (tmp_path / "run").mkdir()
+    assert runtime_dir() == tmp_path / "run" / "modelscope-app"
 
 
 def test_a_service_that_does_not_answer_is_named(desk: Background) -> None:

@@ -447,3 +447,23 @@ def test_events_follow_from_a_number_to_the_end(machine: Machine) -> None:
         assert client.get(f"http://localhost/jobs/{job['run']}/events?since={len(events)}").text == ""
         assert client.get(f"http://localhost/jobs/{job['run']}/events?since=x").status_code == 400
     machine.ask("GET", "/jobs/nothing", expect=404)
+
+
+def test_the_service_has_no_torch_and_stays_small_over_many_jobs(machine: Machine) -> None:
+    machine.start()
+    pid = machine.processes[0].pid
+
+    def resident_mb() -> float:
+        (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")]
+        return int(line.split()[1]) / 1024
+
+    for _ in range(20):
+        last = machine.submit()
+    machine.ended(last)
+    early = resident_mb()
+    for _ in range(200):
+        last = machine.submit()
+    machine.ended(last)
+    assert resident_mb() < min(80, early + 5)
+    assert len(list(Path(f"/proc/{pid}/fd").iterdir())) < 40
+    assert "torch" not in Path(f"/proc/{pid}/maps").read_text()

@@ -5,70 +5,26 @@ PYTEST_DONT_REWRITE: a test module that opts in imports this one before pytest d
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-DEADLINE_SECONDS = 60.0
-"""Generous: what is waited for comes within milliseconds on an idle machine."""
+from child_on_pipes import ChildOnPipes
 
 
-class PreparerProcess:
-    """One preparer; its standard error is kept in a file."""
+class PreparerProcess(ChildOnPipes):
+    """One preparer."""
 
     def __init__(self, environment: Mapping[str, str], log: Path, before_exec: Callable[[], None] | None = None) -> None:
-        self.log = log
-        with log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "modelscope_app.jobs.preparing"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd="/",
-                env={**environment, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-                preexec_fn=before_exec,
-            )
-        self._pending = b""
-
-    def send(self, line: bytes) -> None:
-        """Write a line, whatever it is."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + b"\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any] | None:
-        """The next thing it says; None when it ended."""
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while b"\n" not in self._pending:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"the preparer said nothing for {DEADLINE_SECONDS:.0f} s; its log: {self.log.read_text()}"
-            read = os.read(descriptor, 1 << 16)
-            if not read:
-                assert not self._pending, self._pending
-                return None
-            self._pending += read
-        line, _, self._pending = self._pending.partition(b"\n")
-        said = json.loads(line)
-        assert isinstance(said, dict)
-        return said
+        super().__init__("modelscope_app.jobs.preparing", {**environment, "OMP_NUM_THREADS": "1"}, log, before_exec)
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """What it answers to a message. Fails where it ended instead."""
-        self.send(json.dumps(message).encode())
-        said = self.answer()
+        self.send(**message)
+        said = self.hear()
         assert said is not None, f"the preparer ended; its log: {self.log.read_text()}"
         return said
 
@@ -84,18 +40,8 @@ class PreparerProcess:
 
     def end(self) -> int:
         """End its standard input, and give back its exit code."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self.process.wait(DEADLINE_SECONDS)
-
-    def kill(self) -> None:
-        """Leave nothing of it."""
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
+        self.end_input()
+        return self.exit_code()
 
 
 def request(analysis: str, *checkpoints: Any, **changes: Any) -> dict[str, Any]:

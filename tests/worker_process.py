@@ -7,77 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from child_on_pipes import DEADLINE_SECONDS, ChildOnPipes
 
 from modelscope_app.jobs.submission import HostOptions, new_run, open_checkpoints
 from modelscope_app.plugin_host import PluginHost, parse_params
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.status import Status, read_status
 
-DEADLINE_SECONDS = 60.0
-"""Generous: what is waited for comes within a second or two on an idle machine."""
-
 PLUGINS = ("survivor", "tenant")
 
 
-class WorkerProcess:
-    """One worker; its standard error is kept in a file."""
+class WorkerProcess(ChildOnPipes):
+    """One worker."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        self.heard: list[dict[str, Any]] = []
-        """Everything it has said so far."""
-        with log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "modelscope_app.jobs.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd="/",
-                env=dict(environment),
-                start_new_session=True,
-            )
-        self._pending = b""
-
-    def send(self, **message: Any) -> None:
-        """Write a message."""
-        self.write(json.dumps(message).encode())
-
-    def write(self, line: bytes) -> None:
-        """Write a line, whatever it is."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + b"\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> dict[str, Any] | None:
-        """The next thing it says; None when it ended."""
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while b"\n" not in self._pending:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"the worker said nothing for {DEADLINE_SECONDS:.0f} s; its log: {self.log.read_text()}"
-            read = os.read(descriptor, 1 << 16)
-            if not read:
-                assert not self._pending, self._pending
-                return None
-            self._pending += read
-        line, _, self._pending = self._pending.partition(b"\n")
-        said = json.loads(line)
-        assert isinstance(said, dict)
-        self.heard.append(said)
-        return said
+        super().__init__("modelscope_app.jobs.worker", environment, log)
 
     def hear_of(self, *words: str) -> dict[str, Any]:
         """The next message with one of these words; others are passed over. Fails where it ended instead."""
@@ -113,25 +65,6 @@ class WorkerProcess:
         models = self.hear_of("resident")["models"]
         assert isinstance(models, list)
         return models
-
-    def service_ends(self) -> None:
-        """End its standard input."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    def exit_code(self) -> int:
-        """Wait for its end."""
-        return self.process.wait(DEADLINE_SECONDS)
-
-    def kill(self) -> None:
-        """Leave nothing of it, nor of what it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

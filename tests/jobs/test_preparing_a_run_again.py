@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preparer_process import DEADLINE_SECONDS, PreparerProcess
+from child_on_pipes import DEADLINE_SECONDS
+from preparer_process import PreparerProcess
 
 from modelscope_app.runs.events import read_events
 from modelscope_app.runs.folder import RunFolder
@@ -85,14 +86,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_refused(start_preparer
     go_on.unlink()
     drop_queue_record(run.folder)
     waited = preparer.log.read_text().count("waiting")
-    preparer.send(json.dumps({"do": "readmit", "id": 3, "folder": str(run.folder)}).encode())
+    preparer.write(json.dumps({"do": "readmit", "id": 3, "folder": str(run.folder)}).encode())
     deadline = time.monotonic() + DEADLINE_SECONDS
     while preparer.log.read_text().count("waiting") == waited:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     write_status(run.folder, Status(state="done", exit_code=0, attempts=1))
     go_on.touch()
-    said = preparer.answer()
+    said = preparer.hear()
     assert said is not None
     assert_refused(said, 3, f"run {run.id} is done; there is nothing to resume")
     assert run.status == "done" and read_queue_record(run.folder) is None

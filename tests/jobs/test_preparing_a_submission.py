@@ -179,8 +179,8 @@ def test_every_missing_key_is_named(preparer: PreparerProcess) -> None:
     "line", [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"], ids=lambda line: repr(line[:12])
 )
 def test_a_line_that_is_no_request_is_refused(preparer: PreparerProcess, line: bytes) -> None:
-    preparer.send(line)
-    said = preparer.answer()
+    preparer.write(line)
+    said = preparer.hear()
     assert said is not None and (said["say"], said["id"], said["exit_code"]) == ("refused", None, 2)
     preparer.prepared("submitted.plain")
 
@@ -247,5 +247,5 @@ def test_a_request_cut_off_by_the_end_of_standard_input_is_no_request(preparer: 
     preparer.prepared("submitted.plain")
     assert preparer.process.stdin is not None
     preparer.process.stdin.write(json.dumps(request("submitted.plain")).encode())
-    assert preparer.end() == 0 and preparer.answer() is None
+    assert preparer.end() == 0 and preparer.hear() is None
     assert len(found_runs().runs) == 1

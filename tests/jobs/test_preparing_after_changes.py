@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from preparer_process import DEADLINE_SECONDS, PreparerProcess
+from preparer_process import PreparerProcess
 
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.index import found_runs
@@ -20,7 +20,7 @@ Start = Callable[..., PreparerProcess]
 def assert_stale(preparer: PreparerProcess, analysis: str = "submitted.plain") -> None:
     runs = len(found_runs().runs)
     assert preparer.prepare(analysis, id=7) == {"say": "stale", "id": 7}
-    assert preparer.answer() is None and preparer.process.wait(DEADLINE_SECONDS) == 0
+    assert preparer.hear() is None and preparer.exit_code() == 0
     assert len(found_runs().runs) == runs
 
 

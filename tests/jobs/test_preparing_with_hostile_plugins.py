@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from preparer_process import DEADLINE_SECONDS, PreparerProcess, request
+from preparer_process import PreparerProcess, request
 
 from modelscope_app.runs.index import found_runs, runs_dir
 from modelscope_app.runs.queue_record import Need, read_queue_record
@@ -59,7 +59,7 @@ def test_an_estimate_that_prints_moves_or_leaves_threads_troubles_nobody(prepare
     assert preparer.prepared("submitted.hostile", params={"how": how})["warnings"] == []
     assert Path(f"/proc/{preparer.process.pid}/cwd").readlink() == Path("/")
     assert preparer.prepared("submitted.plain")["warnings"] == []
-    assert preparer.end() == 0 and preparer.answer() is None
+    assert preparer.end() == 0 and preparer.hear() is None
     if how == "print":
         log = preparer.log.read_text()
         assert "not a message" in log and '{"say": "prepared"}' in log and "nor this" in log
@@ -76,22 +76,22 @@ def test_a_check_of_params_that_fails_refuses_that_submission(preparer: Preparer
 
 @pytest.mark.parametrize("analysis", ["submitted.hostile", "submitted.hostile-params"])
 def test_a_plugin_that_ends_the_process_leaves_nothing_half_made(preparer: PreparerProcess, analysis: str) -> None:
-    preparer.send(_line(analysis, "end"))
-    assert preparer.answer() is None
-    assert preparer.process.wait(DEADLINE_SECONDS) == 9
+    preparer.write(_line(analysis, "end"))
+    assert preparer.hear() is None
+    assert preparer.exit_code() == 9
     assert not list(runs_dir().glob("*"))
 
 
 def test_one_that_hangs_can_be_killed_and_leaves_nothing_half_made(preparer: PreparerProcess) -> None:
-    preparer.send(_line("submitted.hostile", "hang"))
+    preparer.write(_line("submitted.hostile", "hang"))
     preparer.process.kill()
-    assert preparer.answer() is None
+    assert preparer.hear() is None
     assert not list(runs_dir().glob("*"))
 
 
 def test_one_that_hangs_ends_when_the_service_is_gone(preparer: PreparerProcess) -> None:
     preparer.prepared("submitted.plain")
-    preparer.send(_line("submitted.hostile", "hang"))
+    preparer.write(_line("submitted.hostile", "hang"))
     assert preparer.end() == 1
     assert len(found_runs().runs) == 1
 

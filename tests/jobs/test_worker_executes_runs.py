@@ -229,7 +229,7 @@ def test_a_thread_that_is_left_running_is_said_and_does_not_keep_the_worker(work
     wait_until(lambda: "the thread 'left over' was left running" in log_of(run), "the log")
     assert worker.ended(queued_run("survivor.printing")).state == "done"
     assert worker.log.read_text().count("left over") == 1
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 0
 
 

@@ -122,7 +122,7 @@ def test_a_cancelled_run_may_come_again_and_an_old_request_does_not_stick(worker
 
 def test_an_idle_worker_ends_with_the_service(worker: WorkerProcess, queued_run: Queued) -> None:
     assert worker.ended(queued_run("survivor.printing")).state == "done"
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 0
     assert worker.hear() is None
 
@@ -130,7 +130,7 @@ def test_an_idle_worker_ends_with_the_service(worker: WorkerProcess, queued_run:
 def test_a_worker_that_is_still_starting_ends_with_the_service(worker_environment: dict[str, str], tmp_path: Path) -> None:
     worker = WorkerProcess(worker_environment, tmp_path / "log")
     try:
-        worker.service_ends()
+        worker.end_input()
         assert worker.exit_code() == 0
     finally:
         worker.kill()
@@ -145,7 +145,7 @@ def test_when_the_service_ends_a_running_fold_saves_its_state_and_is_lost(start_
     worker = start_worker(**SLOW)
     under_way(worker, run)
     worker.run(waiting)
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 0
     status = read_stored_status(run.folder)
     assert (status.state, status.error, status.exit_code) == ("lost", "the service ended while it ran", 4)
@@ -162,7 +162,7 @@ def test_when_the_service_ends_a_run_that_does_not_stop_is_cut_short(worker: Wor
     run = queued_run("tenant.deeds", deed="stuck", seconds=3600.0)
     under_way(worker, run, "stuck")
     began = time.monotonic()
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 1
     assert time.monotonic() - began >= LAST_WORDS_SECONDS
     assert read_stored_status(run.folder).state == "running"  # nobody was there to write more
@@ -174,7 +174,7 @@ def test_when_the_service_ends_while_a_run_is_cancelled_it_stays_cancelled(start
     under_way(worker, run)
     worker.cancel(run)
     wait_until(lambda: read_stored_status(run.folder).state != "running", "cancelling")
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 0
     assert read_status(run.folder).state == "cancelled"
 
@@ -186,5 +186,5 @@ def test_a_service_that_died_without_a_word_is_noticed_too(worker: WorkerProcess
     worker.process.stdout.close()
     worker.run(run)
     wait_until(lambda: run.status == "done", "the run")
-    worker.service_ends()
+    worker.end_input()
     assert worker.exit_code() == 0

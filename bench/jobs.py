@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mscope-bench-") as folder:
-        _own_folders(Path(folder))
+        own_folders(Path(folder))
         from modelscope_app.jobs import Client
 
         with Client() as client:
@@ -132,7 +132,7 @@ def _cold_start(model: Path) -> float:
     return float(json.loads(ended.stdout)["facts"]["began"]) - began
 
 
-def _own_folders(folder: Path) -> None:
+def own_folders(folder: Path) -> None:
     """Folders and a plugin of the benchmark's own; the fingerprint cache is warm after the first job."""
     for kind in ("DATA", "CACHE", "CONFIG", "STATE", "RUNTIME"):
         os.environ[f"MSCOPE_{kind}_DIR"] = str(folder / kind.lower())

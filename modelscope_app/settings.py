@@ -13,6 +13,12 @@
     cancel_grace_seconds = 5.0       # from asking a job to stop to SIGTERM, and from there to SIGKILL
     memory_limit_gb = {}             # the most that jobs may take of a device, as {cpu = 16.0, "cuda:0" = 40.0}
 
+    [tui]
+    theme = "auto"                   # mscope-dark, or ansi-dark where the terminal has 16 colours; ctrl+p lists the others
+    mouse = true                     # false leaves the mouse to the terminal, for its own way to select text
+    updates_per_second = 4.0         # how often progress is drawn, at most
+    keys = {}                        # other keys for what a key does, as {run = "f5", quit = "ctrl+x"}
+
 A file that cannot be read, a key nobody knows and a value out of range are errors that name file and key: a misspelt
 setting that is ignored would be one the user believes in.
 """
@@ -74,12 +80,26 @@ class ServiceSettings(_Table):
         return None if gigabytes is None else int(gigabytes * 1e9)
 
 
+class TuiSettings(_Table):
+    """`[tui]`."""
+
+    theme: str = "auto"
+    """Name of a theme; `auto` looks at what the terminal can show."""
+    mouse: bool = True
+    """Whether the app takes the mouse, or leaves it to the terminal."""
+    updates_per_second: float = Field(default=4.0, gt=0, le=4, allow_inf_nan=False)
+    """How often progress is drawn, at most."""
+    keys: dict[str, str] = Field(default={})
+    """Keys, comma-separated, by the id of what they do."""
+
+
 class Settings(_Table):
     """Everything that can be set."""
 
     plugins: PluginSettings = PluginSettings()
     runs: RunSettings = RunSettings()
     service: ServiceSettings = ServiceSettings()
+    tui: TuiSettings = TuiSettings()
 
 
 def read_settings(path: Path | None = None) -> Settings:

@@ -21,6 +21,7 @@ def modelscope_analyses():
     return [
         Analysis(name="nothing", title="Nothing", summary="Does nothing.", params=Params, run="bench_jobs:nothing", checkpoints=none),
         Analysis(name="step", title="Step", summary="One fold step.", params=Params, run="bench_jobs:step", checkpoints=model),
+        Analysis(name="talking", title="Talking", summary="Events, evenly.", params=Params, run="bench_jobs:talking", checkpoints=none),
         Analysis(name="events", title="Events", summary="Many events.", params=Params, run="bench_jobs:events", checkpoints=none),
     ]
 
@@ -60,3 +61,12 @@ def events(context, params):
     """One event after the other."""
     for number in range(params.count):
         context.warn(f"event {number}")
+
+
+def talking(context, params):
+    """A thousand events a second."""
+    began = time.monotonic()
+    for number in range(params.count):
+        context.progress(number, params.count, "events")
+        context.warn(f"event {number}")
+        time.sleep(max(0.0, began + number / 1000 - time.monotonic()))

@@ -60,6 +60,15 @@ def snapshot(reference: str) -> Path:
     return found
 
 
+def cached_models() -> list[str]:
+    """Every model in the local cache as `hf:org/name`, by name; empty where there is no cache or it cannot be read."""
+    try:
+        names = [path.name for path in hub_cache().iterdir() if path.name.startswith("models--") and (path / "snapshots").is_dir()]
+    except OSError:
+        return []
+    return sorted(PREFIX + name.removeprefix("models--").replace("--", "/") for name in names)
+
+
 def model_name(path: Path) -> str | None:
     """`name` of `models--org--name/snapshots/<commit>[/file]`, whose own last component tells people nothing; else None."""
     parts = path.parts

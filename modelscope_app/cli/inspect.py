@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from modelscope_app.checkpoints import OpenCheckpoint, OpenSeries
-    from modelscope_app.checkpoints.module_tree import Module
     from modelscope_app.checkpoints.overview import Overview
 
 _MOST_LINES = 40
 """Lines of the module table; the rest is counted in a last line."""
-_LONGEST_VALUE = 160
 
 
 @click.command(name="inspect", short_help="Show what a checkpoint holds, without loading it.")
@@ -106,6 +104,7 @@ def _print_overview(facts: Overview, fingerprint: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from modelscope_app.checkpoints.in_words import facts_of
     from modelscope_app.rendering.unpadded import Unpadded
 
     console = _console()
@@ -113,88 +112,31 @@ def _print_overview(facts: Overview, fingerprint: str | None) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, value in _facts(facts, fingerprint):
+    for label, value in facts_of(facts, fingerprint):
         table.add_row(label, Text(neutralised(value)))
     console.print(Unpadded(table))
     console.print()
     _print_modules(console, facts)
 
 
-def _facts(facts: Overview, fingerprint: str | None) -> Iterable[tuple[str, str]]:
-    if facts.architectures or facts.model_type:
-        kind = f" ({facts.model_type})" if facts.architectures and facts.model_type else facts.model_type or ""
-        yield "architecture", ", ".join(facts.architectures) + kind
-    else:
-        yield "architecture", "unknown: no config.json says it"
-    if facts.layers is not None:
-        yield "layers", f"{facts.layers:,}"
-    yield "parameters", f"{facts.parameters:,} in {_count(facts.tensors, 'tensor')}"
-    files = f"{len(facts.shards):,} shards" if len(facts.shards) > 1 else facts.shards[0].file if facts.shards else "no file"
-    yield "size", f"{_size(facts.bytes)} in {files}"
-    for dtype, row in facts.by_dtype.items():
-        share = f", {_count(row.tensors, 'tensor')}, {_size(row.bytes)}" if len(facts.by_dtype) > 1 else ""
-        yield "dtype", f"{_short(dtype)}{share}"
-    for tied in facts.tied[:4]:
-        yield "tied", f"{_short(tied.name)} is {_short(tied.same_as)}, says {tied.said_by}"
-    if facts.tokenizer_files:
-        template = "chat template" if facts.has_chat_template else "no chat template"
-        yield "tokenizer", f"{', '.join(facts.tokenizer_files)}; {template}"
-    else:
-        yield "tokenizer", "none"
-    if facts.config:
-        yield "config", ", ".join(f"{key} {_plain(value)}" for key, value in facts.config.items())
-    for key, value in list(facts.metadata.items())[:6]:
-        yield "metadata", f"{_short(key)}: {_short(value)}"
-    if len(facts.metadata) > 6:
-        yield "metadata", f"{len(facts.metadata) - 6} more entries"
-    if facts.other_files:
-        yield "not part of it", ", ".join(map(_short, facts.other_files[:6])) + (" ..." if len(facts.other_files) > 6 else "")
-    if facts.series is not None:
-        steps = _steps(facts.series.steps)
-        yield "series", f"step {facts.series.step} of {steps}" if facts.series.step is not None else f"steps {steps} in this folder"
-    if fingerprint is not None:
-        yield "fingerprint", fingerprint
-
-
 def _print_modules(console: Console, facts: Overview) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from modelscope_app.checkpoints.in_words import module_lines, short
     from modelscope_app.rendering.unpadded import Unpadded
 
-    lines = list(_module_lines(facts.by_module))
+    lines = list(module_lines(facts.by_module))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("module", overflow="fold")
     for heading in ("tensors", "parameters", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, module in lines[:_MOST_LINES]:
         share = f"{100 * module.parameters / facts.parameters:.1f}%" if facts.parameters else ""
-        table.add_row(Text(_short(label)), f"{module.tensors:,}", f"{module.parameters:,}", share)
+        table.add_row(Text(short(label)), f"{module.tensors:,}", f"{module.parameters:,}", share)
     console.print(Unpadded(table))
     if len(lines) > _MOST_LINES:
         console.print(Text(f"... {len(lines) - _MOST_LINES:,} more lines; --json has them all", style="dim"))
-
-
-def _module_lines(modules: Sequence[Module]) -> Iterable[tuple[str, Module]]:
-    """Label and numbers of each line: unrepeated modules that hold tensors themselves, and repeated ones with those inside below."""
-    own = {module.path: module for module in modules}  # what is in no module below it
-    for module in modules:
-        if (above := own.get(module.path.rpartition(".")[0])) is not None:
-            rest = [before - inside for before, inside in zip(above[2:], module[2:], strict=True)]
-            own[above.path] = type(module)(above.path, above.times, *rest)
-    folded: str | None = None
-    for module in modules:
-        if folded is not None and module.path.startswith(folded + "."):
-            if own[module.path].tensors:
-                inner = module.path.removeprefix(folded + ".")
-                yield f"  {inner}" if "*" not in inner.split(".") else f"  {module.times:,} x {inner}", own[module.path]
-            continue
-        folded = None
-        if module.path == "*" or module.path.endswith(".*"):
-            folded = module.path
-            yield f"{module.times:,} x {module.path}", module
-        elif own[module.path].tensors:
-            yield module.path, own[module.path]
 
 
 def _print_tensors(checkpoint: OpenCheckpoint) -> None:
@@ -210,6 +152,7 @@ def _print_series(series: OpenSeries, rows: Sequence[dict[str, Any]], difference
     from rich.table import Table
     from rich.text import Text
 
+    from modelscope_app.checkpoints.in_words import short, size_text
     from modelscope_app.rendering.unpadded import Unpadded
 
     console = _console()
@@ -225,8 +168,13 @@ def _print_series(series: OpenSeries, rows: Sequence[dict[str, Any]], difference
     if with_fingerprint:
         table.add_column("fingerprint", overflow="fold")
     for row in rows:
-        cells = [f"{row['tensors']:,}", f"{row['parameters']:,}", _size(row["bytes"]), *([row["fingerprint"]] if with_fingerprint else [])]
-        table.add_row(str(row["step"]), Text(_short(row["name"])), *cells)
+        cells = [
+            f"{row['tensors']:,}",
+            f"{row['parameters']:,}",
+            size_text(row["bytes"]),
+            *([row["fingerprint"]] if with_fingerprint else []),
+        ]
+        table.add_row(str(row["step"]), Text(short(row["name"])), *cells)
     console.print(Unpadded(table))
     if not differences:
         console.print(Text("All members have the same tensors and shapes.", style="dim"))
@@ -240,35 +188,3 @@ def _console() -> Console:
     from modelscope_app.cli.console import ResultsConsole
 
     return ResultsConsole()
-
-
-def _short(text: str) -> str:
-    return neutralised(text, longest=_LONGEST_VALUE)
-
-
-def _plain(value: object) -> str:
-    return _short(str(value).lower() if isinstance(value, bool) else str(value))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _steps(steps: Sequence[int]) -> str:
-    if len(steps) <= 8:
-        return ", ".join(map(str, steps))
-    return f"{', '.join(map(str, steps[:3]))} ... {steps[-1]} ({len(steps)} members)"
-
-
-def _size(count: int) -> str:
-    """Bytes for people, in powers of ten as disks and downloads count them.
-
-    >>> _size(269_030_016)
-    '269.0 MB'
-    """
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

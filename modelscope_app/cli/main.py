@@ -20,6 +20,7 @@ from modelscope_app import __version__
 from modelscope_app.api.errors import ExitCode, MscopeError
 
 SUBCOMMANDS = {
+    "open": ("modelscope_app.cli.open", "Open the terminal app; `mscope CHECKPOINT` does the same."),
     "inspect": ("modelscope_app.cli.inspect", "What is in a checkpoint: tensors, sizes, architecture, problems."),
     "run": ("modelscope_app.cli.run", "Run an analysis on a checkpoint."),
     "runs": ("modelscope_app.cli.runs", "Look at, follow, cancel, resume, export and remove runs."),
@@ -64,23 +65,30 @@ class Subcommands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in SUBCOMMANDS and not name.startswith("-") and ("/" in name or Path(name).exists()):
-            raise click.UsageError(f"{name!r} is no command. To look at a checkpoint: mscope inspect {name}", ctx)
+        if name not in SUBCOMMANDS and not name.startswith("-") and ("/" in name or name.startswith("hf:") or Path(name).exists()):
+            return "open", self.get_command(ctx, "open"), args
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="mscope")
-def mscope() -> None:
+@click.pass_context
+def mscope(ctx: click.Context) -> None:
     """Open a safetensors checkpoint and run analyses on it.
 
     \b
+    mscope                               the terminal app
+    mscope CHECKPOINT                    the terminal app, on a checkpoint
     mscope inspect CHECKPOINT            what is in it
     mscope analyses                      what can be run
     mscope run weights.stats CHECKPOINT  run one
     mscope runs list                     what was run
     mscope runs watch RUN                follow one that was given to the service with --detach
     """
+    if ctx.invoked_subcommand is None:
+        if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+            raise click.exceptions.NoArgsIsHelpError(ctx)
+        ctx.invoke(ctx.command.get_command(ctx, "open"))  # type: ignore[attr-defined]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from modelscope_app.api import neutralised
 from modelscope_app.jobs.listener import Listener, Silent
+from modelscope_app.rendering.wording import duration_text, progress_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -76,7 +77,7 @@ class Lines:
         if now - self._last < LINE_SECONDS:
             return
         self._last = now
-        self._say(progress_line(stage, done, total, unit, done - self._began_at, now - self._began))
+        self._say(progress_text(stage, done, total, unit, done - self._began_at, now - self._began))
 
     def warning(self, message: str) -> None:
         self._say(f"warning: {message}")
@@ -92,35 +93,6 @@ class Lines:
 
     def _say(self, message: str) -> None:
         say(message, self._stderr)
-
-
-def progress_line(stage: str, done: float, total: float | None, unit: str, done_here: float, seconds: float) -> str:
-    """One line of progress; `done_here` of it was done in `seconds`.
-
-    >>> progress_line("moments", 50, 200, "tensors", 50, 10.0)
-    'moments: 50 of 200 tensors, 5 tensors/s, 30 s left'
-    """
-    parts = [f"{stage}: {done:,.0f} of {total:,.0f} {unit}" if total else f"{stage}: {done:,.0f} {unit}"]
-    if done_here > 0 and seconds > 0:
-        rate = done_here / seconds
-        parts.append(f"{rate:,.3g} {unit}/s")
-        if total:
-            parts.append(f"{duration((total - done) / rate)} left")
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(30), duration(90), duration(7322)
-    ('30 s', '1 min 30 s', '2 h 2 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class TerminalBar:
@@ -174,7 +146,7 @@ class TerminalBar:
         task = next(task for task in self._bar.tasks if task.id == self._task)
         pace = f", {task.speed:,.3g} {unit}/s" if task.speed else ""
         if task.time_remaining is not None:
-            pace += f", {duration(task.time_remaining)} left"
+            pace += f", {duration_text(task.time_remaining)} left"
         self._bar.update(self._task, pace=pace)
 
     def warning(self, message: str) -> None:

@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, UsageError, neutralised
+from modelscope_app.rendering.wording import age_text
 from modelscope_app.runs.queue_record import drop_queue_record, read_queue_record
 from modelscope_app.runs.status import FINAL_STATES, NOT_BEGUN_STATES, RESUMABLE_STATES, RunLock
 
@@ -88,22 +89,10 @@ def _line(run: RunFolder, now: datetime, width: int) -> str:
         state, told = run.status, ", ".join(neutralised(Path(checkpoint.path).name) for checkpoint in run.job.checkpoints)
     except BadInput as error:
         state, told = "unreadable", str(error)
-    head = f"{run.id:<{width}}  {state:<{_STATE_WIDTH}}  {age((now - run.job.created_at).total_seconds()):>{_AGE_WIDTH}}"
+    head = f"{run.id:<{width}}  {state:<{_STATE_WIDTH}}  {age_text((now - run.job.created_at).total_seconds()):>{_AGE_WIDTH}}"
     if state != "unreadable" and sys.stdout.isatty():
         told = neutralised(told, max(_NARROWEST_NAMES, shutil.get_terminal_size().columns - len(head) - 2))
     return f"{head}  {told}".rstrip()
-
-
-def age(seconds: float) -> str:
-    """How long ago, in the largest unit that fills once.
-
-    >>> age(42), age(150), age(7300), age(900000)
-    ('42 s', '2 min', '2 h', '10 d')
-    """
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{max(0, int(seconds))} s"
 
 
 def _listed(run: RunFolder) -> dict[str, Any]:
@@ -138,7 +127,7 @@ def show(run_reference: str, as_json: bool) -> None:
         print(f"waiting  {status.waiting_for}")
     record = read_queue_record(run.folder)
     if record is not None and (status.state == "lost" or status.state not in FINAL_STATES):
-        ago = age(time.time() - record.submitted)
+        ago = age_text(time.time() - record.submitted)
         print(f"queue    given to the service of {neutralised(record.host)} {ago} ago")
         print(f"go on    mscope runs watch {run.id}{if_gone(record.host, run)}")
     elif status.state in RESUMABLE_STATES:

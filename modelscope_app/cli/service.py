@@ -187,10 +187,10 @@ def status(as_json: bool) -> None:
 
 
 def _print_health(health: ServiceHealth) -> None:
-    from modelscope_app.cli.progress import duration
+    from modelscope_app.rendering.wording import duration_text
 
     began = datetime.fromtimestamp(health.started).strftime("%Y-%m-%d %H:%M:%S")
-    print(f"service  process {health.pid}, since {began} ({duration(max(0.0, time.time() - health.started))})")
+    print(f"service  process {health.pid}, since {began} ({duration_text(max(0.0, time.time() - health.started))})")
     print(f"version  {neutralised(health.version)}, API {health.api}")
     print(f"socket   {neutralised(health.socket)}")
     print(f"log      {neutralised(health.log)}")
@@ -247,12 +247,12 @@ def _progress(job: JobInfo) -> str:
 
 
 def _models_table(models: Sequence[ResidentModel]) -> Table:
-    from modelscope_app.cli.runs import age
+    from modelscope_app.rendering.wording import age_text
 
     now = time.time()
     rows = []
     for model in models:
-        ago = [age(now - moment) for moment in (model.since, model.last_used)]
+        ago = [age_text(now - moment) for moment in (model.since, model.last_used)]
         rows.append((model.path, model.device, model.dtype, _size(model.memory_bytes), ago[0], f"{ago[1]} ago"))
     return _table(("model", "device", "dtype", "size", "resident", "last used"), rows, paths="model")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from modelscope_app.api import BadInput, ExitCode, JobFailed, MscopeError, UsageError
 from modelscope_app.jobs.address import log_path, service_socket
@@ -19,6 +19,10 @@ from modelscope_app.runs.reading import shaped
 from modelscope_app.runs.status import FINAL_STATES, State
 
 Value = TypeVar("Value")
+
+
+Verdict = Literal["fits", "will wait", "does not fit", "unknown"]
+"""Whether a job would begin at once."""
 
 
 class NotRunning(BadInput):
@@ -154,6 +158,32 @@ class ServiceHealth:
     log: str
     data_dir: str | None = None
     """Where it puts runs that name no folder; None where it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a job would fit into its device, asked before it is submitted."""
+
+    verdict: Verdict
+    sentence: str
+    """For people, with the figures; begins with the verdict."""
+    need: Need | None = None
+    """Memory and time it is expected to take; None where that could not be told."""
+    device: str | None = None
+    """Where it would run; None where that is not known yet."""
+    free_bytes: int | None = None
+    """There, with every model unloaded that the job does not use."""
+    capacity_bytes: int | None = None
+    """Of that device, under the limit in the settings."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Fit:
+        """From the object a service sends. Raises ValueError."""
+        need = _object(value).get("need")
+        fit = _shaped(cls, {**value, "need": None if need is None else _shaped(Need, need)})
+        if fit.verdict not in get_args(Verdict):
+            raise ValueError(f"{fit.verdict!r} is no verdict")
+        return fit
 
 
 def devices(value: Any) -> tuple[DeviceInfo, ...]:

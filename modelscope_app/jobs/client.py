@@ -28,7 +28,7 @@ import httpx2
 from modelscope_app.api import BadInput
 from modelscope_app.jobs import conversation
 from modelscope_app.jobs.address import make_private_folder, service_socket
-from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel, ServiceHealth
+from modelscope_app.jobs.answers import DeviceInfo, Fit, JobInfo, ResidentModel, ServiceHealth
 from modelscope_app.jobs.conversation import (
     Ask,
     ConnectionBroke,
@@ -79,6 +79,18 @@ class Client:
         """
         job = self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
         return job if out is not None else _made_findable(job)
+
+    def estimate(
+        self,
+        analysis: str,
+        checkpoints: Sequence[str | Path] = (),
+        params: Mapping[str, Any] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Fit:
+        """Whether a job would fit into its device now. Nothing is queued. Raises what `submit` would, but for a plugin that fails."""
+        return self._ask(conversation.estimate(analysis, checkpoints, params, device, dtype, self._interpreter))
 
     def resume(self, run: str | Path) -> JobInfo:
         """Queue a run again that was lost, cancelled or failed, or never began. Takes an id or a run folder."""
@@ -226,6 +238,18 @@ class AsyncClient:
         """As `Client.submit`."""
         job = await self._ask(conversation.submit(analysis, checkpoints, params, device, dtype, seed, out, self._interpreter))
         return job if out is not None else await asyncio.to_thread(_made_findable, job)
+
+    async def estimate(
+        self,
+        analysis: str,
+        checkpoints: Sequence[str | Path] = (),
+        params: Mapping[str, Any] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Fit:
+        """As `Client.estimate`."""
+        return await self._ask(conversation.estimate(analysis, checkpoints, params, device, dtype, self._interpreter))
 
     async def resume(self, run: str | Path) -> JobInfo:
         """As `Client.resume`."""

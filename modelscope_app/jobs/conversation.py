@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -27,7 +27,7 @@ from urllib.parse import quote
 from modelscope_app.api import BadInput, JobFailed, UsageError
 from modelscope_app.jobs import answers
 from modelscope_app.jobs.address import log_path, service_socket
-from modelscope_app.jobs.answers import JobInfo, NotRunning
+from modelscope_app.jobs.answers import Fit, JobInfo, NotRunning
 from modelscope_app.jobs.protocol import API_HEADER, API_VERSION
 from modelscope_app.jobs.starting import absolute_python_path
 from modelscope_app.locations import absolute_path
@@ -156,6 +156,31 @@ def submit(
         **_environment(interpreter),
     }
     return Question(Ask("POST", "/jobs", body, timeout_seconds=None), JobInfo.from_json)
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateQuestion(Question[Fit]):
+    """What a job would come to. A service that is too old to say leaves it unknown."""
+
+    def asked(self, start: bool) -> Conversation[Fit]:
+        """The conversation about it."""
+        reply = yield from _replied(self.ask, start)
+        if reply.status == 404 and reply.api == str(API_VERSION):
+            return Fit("unknown", "unknown: the service that runs is too old to say; `mscope service stop` ends it, and the next is newer")
+        return answers.read_answer(reply.status, reply.api, reply.body, self.read)
+
+
+def estimate(
+    analysis: str,
+    checkpoints: Sequence[str | Path],
+    params: Mapping[str, Any] | None,
+    device: str,
+    dtype: str,
+    interpreter: str | None,
+) -> Question[Fit]:
+    """Whether a job would fit, if it was submitted now. Raises UsageError for what cannot be sent."""
+    as_submitted = submit(analysis, checkpoints, params, device, dtype, 0, None, interpreter).ask
+    return EstimateQuestion(replace(as_submitted, path="/estimates"), Fit.from_json)
 
 
 def resume(run: str | Path, interpreter: str | None) -> Question[JobInfo]:

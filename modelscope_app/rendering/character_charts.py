@@ -48,7 +48,7 @@ def bar_chart(drawing: BarsDrawing, width: int, marks: Marks, most: int) -> Iter
     per_cell = (highest - lowest) / room or 1.0
     left = math.ceil(-lowest / per_cell) if lowest else 0
     for name, value, text in zip(names, values, texts, strict=True):
-        bar = _bar(float(value), per_cell, left, room, marks)
+        bar = bar_text(float(value), per_cell, left, room, marks)
         yield Text.assemble(name, " " * (name_width - cell_len(name) + 2), (bar, "cyan"), "  ", text.rjust(text_width))
     if len(drawing.names) > shown:
         yield Text(f"The first {shown} of {count_text(len(drawing.names), 'bar')}.", style="dim")
@@ -62,7 +62,7 @@ def heat_map(drawing: HeatMapDrawing, width: int, marks: Marks) -> Iterator[Text
         return
     name_width = min(max(cell_len(marks.text(name)) for name in drawing.rows), LONGEST_NAME)
     room = width - name_width - 2
-    number_width = max(len(_short(value)) for value in drawing.values.flat) + 1 if drawing.values.size <= 4000 else width
+    number_width = max(len(short_number(value)) for value in drawing.values.flat) + 1 if drawing.values.size <= 4000 else width
     cell_width = number_width if number_width * len(drawing.columns) <= room else 2
     values = pooled(drawing.values, MOST_HEAT_MAP_ROWS, max(1, room // cell_width), drawing.center)
     tall, wide = (-(-whole // part) for whole, part in zip(drawing.values.shape, values.shape, strict=True))
@@ -73,8 +73,8 @@ def heat_map(drawing: HeatMapDrawing, width: int, marks: Marks) -> Iterator[Text
     for name, row_values, row_levels in zip(names, values, levelled, strict=True):
         line = Text.assemble((name + " " * (name_width - cell_len(name) + 2), "dim"))
         for value, level in zip(row_values, row_levels, strict=True):
-            cell = _short(value).rjust(cell_width) if cell_width > 2 else _shade(value, float(level), drawing.center, marks)
-            line.append(cell, style=(_cell_style if cell_width > 2 else _shade_style)(float(level), diverging))
+            cell = short_number(value).rjust(cell_width) if cell_width > 2 else sign_and_shade(value, float(level), drawing.center, marks)
+            line.append(cell, style=(number_style if cell_width > 2 else shade_style)(float(level), diverging))
         yield line
     yield _heat_map_legend(drawing, low, high, cell_width, marks)
     if (tall, wide) != (1, 1):
@@ -117,13 +117,13 @@ def _token_lines(
     above, below = Text(), Text(style="dim")
     for token, score in zip(text.tokens[:MOST_TOKENS], scores.tolist(), strict=False):
         shown = marks.cut(token.replace(" ", marks.dot) if not token.strip() else token, width)
-        digit = number_text(score, 2).replace(UNKNOWN, "?") + " " if numbers else _digit(score, reach, signed)
+        digit = number_text(score, 2).replace(UNKNOWN, "?") + " " if numbers else score_digit(score, reach, signed)
         size = max(cell_len(shown), cell_len(digit))
         if cell_len(above.plain) + size > width:
             yield from (above, below)
             above, below = Text(), Text(style="dim")
         level = math.nan if math.isnan(score) else score / reach if reach else 0.0
-        above.append(shown + " " * (size - cell_len(shown)), style=_cell_style(level, signed))
+        above.append(shown + " " * (size - cell_len(shown)), style=number_style(level, signed))
         below.append(digit.ljust(size))
     if above.plain:
         yield from (above, below)
@@ -131,7 +131,7 @@ def _token_lines(
         yield Text(f"{len(text.tokens) - MOST_TOKENS:,} more tokens not shown.", style="dim")
 
 
-def _digit(score: float, reach: float, signed: bool) -> str:
+def score_digit(score: float, reach: float, signed: bool) -> str:
     """Tenths of the largest score, 0 to 9, with a sign where some scores have one."""
     if math.isnan(score):
         return "? " if signed else "?"
@@ -139,7 +139,7 @@ def _digit(score: float, reach: float, signed: bool) -> str:
     return f"{'-' if score < 0 else '+'}{digit}" if signed else str(digit)
 
 
-def _bar(value: float, per_cell: float, left: int, room: int, marks: Marks) -> str:
+def bar_text(value: float, per_cell: float, left: int, room: int, marks: Marks) -> str:
     """A bar in `room` cells with its zero after `left` of them."""
     if math.isnan(value):
         return " " * left + ("?" if room > left else "").ljust(room - left)
@@ -152,11 +152,12 @@ def _bar(value: float, per_cell: float, left: int, room: int, marks: Marks) -> s
     return " " * left + bar[: room - left].ljust(room - left)
 
 
-def _short(value: float) -> str:
+def short_number(value: float) -> str:
+    """A number in two significant digits; `?` is unknown."""
     return "?" if math.isnan(value) else number_text(value, 2)
 
 
-def _shade(value: float, level: float, center: float | None, marks: Marks) -> str:
+def sign_and_shade(value: float, level: float, center: float | None, marks: Marks) -> str:
     """Two characters: which side of the centre, and how far from it; without a centre, how high."""
     if math.isnan(level):
         return "??"
@@ -164,14 +165,15 @@ def _shade(value: float, level: float, center: float | None, marks: Marks) -> st
     return shade * 2 if center is None else ("-" if value < center else "+" if value > center else " ") + shade
 
 
-def _cell_style(level: float, diverging: bool) -> str:
+def number_style(level: float, diverging: bool) -> str:
+    """The style of a number on the colour of its level; dim where it is unknown."""
     if math.isnan(level):
         return "dim"
     colour = level_colour(round(level * 8) / 8, diverging)
     return f"{ink_on(colour)} on {colour}"
 
 
-def _shade_style(level: float, diverging: bool) -> str:
+def shade_style(level: float, diverging: bool) -> str:
     """The end of the scale printed on a paler step of it, so that a denser shade is also a stronger colour."""
     if math.isnan(level):
         return "dim"
@@ -186,8 +188,8 @@ def _heat_map_legend(drawing: HeatMapDrawing, low: float, high: float, cell_widt
     center = drawing.center
     legend = Text(f"{label}:", style="dim")
     for value, level in ((low, 0.0), (high, 1.0)) if center is None else ((low, -1.0), (center, 0.0), (high, 1.0)):
-        shade = _shade(value, level, center, marks) if cell_width == 2 else "  "
+        shade = sign_and_shade(value, level, center, marks) if cell_width == 2 else "  "
         legend.append("   " if value != low or level == 1.0 else " ")
-        legend.append(shade, style=(_cell_style if cell_width > 2 else _shade_style)(level, center is not None))
+        legend.append(shade, style=(number_style if cell_width > 2 else shade_style)(level, center is not None))
         legend.append(f" {number_text(value)}")
     return legend.append("   ? unknown") if (drawing.values != drawing.values).any() else legend

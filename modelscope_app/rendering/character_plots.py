@@ -79,7 +79,7 @@ def _single_line(drawing: LinesDrawing, line: Line, width: int, marks: Marks) ->
         yield Text.assemble((tick_labels.get(row, "").rjust(margin), "dim"), f" {marks.vertical}", (characters, "cyan"))
     yield Text(" " * (margin + 1) + marks.corner + marks.horizontal * plot_width, style="dim")
     name = marks.text(drawing.x_label) + (" (log scale)" if drawing.x_scale == "log" else "")
-    yield _axis_labels(number_text(line.x.min()), name, number_text(line.x.max()), margin + 2, plot_width, marks)
+    yield axis_labels(number_text(line.x.min()), name, number_text(line.x.max()), margin + 2, plot_width, marks)
     at = int(numpy.flatnonzero(~numpy.isnan(line.y))[-1])
     low_at, high_at = (None if bound is None else float(bound[at]) for bound in (line.low, line.high))
     yield Text(
@@ -178,17 +178,17 @@ def _columns(bins: Bins, drawing: HistogramDrawing, width: int, marks: Marks) ->
     rows = HEIGHT - 2
     for row in range(rows):
         label = number_text(top) if row == 0 else "0" if row == rows - 1 else ""
-        cells = "".join(_column_cell(count, top, rows - 1 - row, rows, marks) * repeat for count in counts)
+        cells = "".join(column_cell(count, top, rows - 1 - row, rows, marks) * repeat for count in counts)
         yield Text.assemble((label.rjust(margin), "dim"), f" {marks.vertical}", (cells.rstrip(), "cyan"))
     drawn = len(counts) * repeat
     yield Text(" " * (margin + 1) + marks.corner + marks.horizontal * drawn, style="dim")
-    yield _axis_labels(number_text(bins.left.min()), marks.text(drawing.x_label), number_text(bins.right.max()), margin + 2, drawn, marks)
+    yield axis_labels(number_text(bins.left.min()), marks.text(drawing.x_label), number_text(bins.right.max()), margin + 2, drawn, marks)
     fullest = f"{number_text(bins.left[peak])} to {number_text(bins.right[peak])}, {number_text(bins.counts[peak])}"
     merged = f" Each column adds up {per_column} bins." if per_column > 1 else ""
     yield Text(f"{marks.text(drawing.count_label)} in {count_text(len(bins.counts), 'bin')}, fullest from {fullest}.{merged}", style="dim")
 
 
-def _column_cell(count: float, top: float, row: int, rows: int, marks: Marks) -> str:
+def column_cell(count: float, top: float, row: int, rows: int, marks: Marks) -> str:
     """What a column shows in a row (0 at the bottom); a count above zero is never invisible."""
     if count <= 0 or top <= 0:
         return " "
@@ -196,7 +196,7 @@ def _column_cell(count: float, top: float, row: int, rows: int, marks: Marks) ->
     return marks.up[min(8, max(0, filled))]
 
 
-def _axis_labels(left: str, name: str, right: str, margin: int, width: int, marks: Marks) -> Text:
+def axis_labels(left: str, name: str, right: str, margin: int, width: int, marks: Marks) -> Text:
     """The two ends of an axis below it, its name between them where there is room."""
     room = width - len(left) - len(right) - 2
     if room < 0:

@@ -192,7 +192,7 @@ def _lines(run: FinishedRun, view: LinesView) -> LinesDrawing:
 
     frame = table_of(run, view)
     lines, left_out, not_positive, bottomless = [], 0, 0, 0
-    for name, part in _groups(frame, view.series):
+    for name, part in parts_by_value(frame, view.series):
         x, y = numbers(part, view, view.x), numbers(part, view, view.y)
         low, high = (numbers(part, view, bound) if bound else None for bound in (view.low, view.high))
         drawn = ~numpy.isnan(x)
@@ -234,7 +234,7 @@ def _histogram(run: FinishedRun, view: HistogramView) -> HistogramDrawing:
 
     frame = table_of(run, view)
     groups = []
-    for name, part in _groups(frame, view.group):
+    for name, part in parts_by_value(frame, view.group):
         left, right, count = (numbers(part, view, column) for column in (view.left, view.right, view.count))
         known = ~(numpy.isnan(left) | numpy.isnan(right) | numpy.isnan(count))
         order = numpy.flatnonzero(known)[numpy.argsort(left[known], kind="stable")]
@@ -277,7 +277,7 @@ def _token_strip(run: FinishedRun, view: TokenStripView) -> TokenStripDrawing:
 
     frame = table_of(run, view)
     texts = []
-    for name, part in _groups(frame, view.text):
+    for name, part in parts_by_value(frame, view.text):
         scores = numpy.stack([numbers(part, view, score) for score in view.scores]) if view.scores else numpy.empty((0, part.height))
         texts.append(TokenText(name, tuple(labels(part, view.token)), scores))  # scores: (score, token)
     return TokenStripDrawing(tuple(map(label_text, view.scores)), tuple(texts), unknown_note([text.scores for text in texts]))
@@ -296,7 +296,7 @@ def _graph(run: FinishedRun, view: GraphView) -> GraphDrawing:
     return GraphDrawing(neutralised(view.weight) if view.weight else None, tuple(edges), notes)
 
 
-def _groups(frame: polars.DataFrame, column: str | None) -> list[tuple[str, polars.DataFrame]]:
+def parts_by_value(frame: polars.DataFrame, column: str | None) -> list[tuple[str, polars.DataFrame]]:
     """One frame per distinct value with its name, or the whole frame under no name."""
     if column is None:
         return [("", frame)]

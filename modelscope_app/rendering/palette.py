@@ -55,7 +55,8 @@ def levels(values: numpy.ndarray, center: float | None) -> tuple[numpy.ndarray, 
         return numpy.full_like(values, numpy.nan), 0.0, 0.0
     if center is None:
         low, high = float(known.min()), float(known.max())
-        return ((values - low) / (high - low) if high > low else numpy.where(numpy.isnan(values), numpy.nan, 1.0)), low, high
+        halves = (values / 2 - low / 2) / (high / 2 - low / 2) if high > low else numpy.where(numpy.isnan(values), numpy.nan, 1.0)
+        return halves, low, high  # halves, because the widest range of numbers is itself no number
     reach = float(numpy.abs(known - center).max())
     return ((values - center) / reach if reach else values - center), center - reach, center + reach
 

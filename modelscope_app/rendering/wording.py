@@ -125,3 +125,44 @@ def count_text(count: int, one: str, many: str | None = None) -> str:
     ('1 row', '1,200 rows')
     """
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def progress_text(stage: str, done: float, total: float | None, unit: str, done_here: float, seconds: float) -> str:
+    """One line of progress; `done_here` of it was done in `seconds`.
+
+    >>> progress_text("moments", 50, 200, "tensors", 50, 10.0)
+    'moments: 50 of 200 tensors, 5 tensors/s, 30 s left'
+    """
+    parts = [f"{stage}: {done:,.0f} of {total:,.0f} {unit}" if total else f"{stage}: {done:,.0f} {unit}"]
+    if done_here > 0 and seconds > 0:
+        rate = done_here / seconds
+        parts.append(f"{rate:,.3g} {unit}/s")
+        if total:
+            parts.append(f"{duration_text((total - done) / rate)} left")
+    return ", ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration_text(30), duration_text(90), duration_text(7322)
+    ('30 s', '1 min 30 s', '2 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def age_text(seconds: float) -> str:
+    """How long ago, in the largest unit that fills once.
+
+    >>> age_text(42), age_text(150), age_text(7300), age_text(900000)
+    ('42 s', '2 min', '2 h', '10 d')
+    """
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} s"

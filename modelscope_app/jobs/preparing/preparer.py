@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelscope_app.api import JobFailed, MscopeError, UsageError
+from modelscope_app.jobs.preparing.estimating import estimated
 from modelscope_app.jobs.preparing.need import job_need
 from modelscope_app.jobs.preparing.readmission import readmitted
-from modelscope_app.jobs.preparing.requests import Prepare, Readmit, read_message, read_request
+from modelscope_app.jobs.preparing.requests import Estimate, Prepare, Readmit, read_message, read_request
 from modelscope_app.jobs.protocol import Speaker
 from modelscope_app.jobs.staleness import ImportedFiles
 from modelscope_app.jobs.submission import HostOptions, Opened, new_run, open_checkpoints
@@ -47,7 +48,11 @@ class Preparer:
             if (changed := self._imported.changed()) is not None:
                 raise _Stale(f"{changed} has changed")
             warnings: list[str] = []
-            with _working_in(request.cwd if isinstance(request, Prepare) else None):
+            with _working_in(None if isinstance(request, Readmit) else request.cwd):
+                if isinstance(request, Estimate):
+                    found = estimated(request, self._host_for(request.analysis), warnings.append)
+                    self._speaker.say("estimated", id=id, need=found.need, fingerprints=found.fingerprints, warnings=warnings)
+                    return True
                 run = self._run_of(request, warnings.append)
             self._speaker.say("prepared", id=id, run=run.id, folder=str(run.folder), warnings=warnings)
         except _Stale as stale:

@@ -47,6 +47,24 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """Check it all, and say what it would need; nothing is made of it."""
+
+    analysis: str
+    checkpoints: tuple[str, ...]
+    params: Mapping[str, Any]
+    device: str
+    dtype: str
+    cwd: str | None
+
+    @classmethod
+    def read(cls, message: Mapping[str, Any]) -> Estimate:
+        """From a message with all that a submission has. Raises UsageError naming the key that is missing or wrong."""
+        asked = Prepare.read(message)
+        return cls(asked.analysis, asked.checkpoints, asked.params, asked.device, asked.dtype, asked.cwd)
+
+
+@dataclass(frozen=True, slots=True)
 class Readmit:
     """Make a run that was lost, cancelled or failed, or never began, a queued one."""
 
@@ -72,9 +90,9 @@ def read_message(line: bytes) -> dict[str, Any]:
     return message
 
 
-def read_request(message: Mapping[str, Any]) -> Prepare | Readmit:
+def read_request(message: Mapping[str, Any]) -> Prepare | Readmit | Estimate:
     """What is asked. Raises UsageError naming the key that is missing or wrong."""
-    kinds: Mapping[str, type[Prepare] | type[Readmit]] = {"prepare": Prepare, "readmit": Readmit}
+    kinds: Mapping[str, type[Prepare] | type[Readmit] | type[Estimate]] = {"prepare": Prepare, "readmit": Readmit, "estimate": Estimate}
     _value(message, "id", lambda value: isinstance(value, str | int) and not isinstance(value, bool), "text or an integer")
     wanted = _value(message, "do", _is_text, "text")
     if wanted not in kinds:

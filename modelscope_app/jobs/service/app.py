@@ -27,6 +27,7 @@ from modelscope_app.api import BadInput, ExitCode, JobFailed, MscopeError, Usage
 from modelscope_app.jobs.address import log_path, service_socket
 from modelscope_app.jobs.protocol import API_HEADER, API_VERSION
 from modelscope_app.jobs.service.child import Interpreter
+from modelscope_app.jobs.service.estimates import fit_of
 from modelscope_app.jobs.service.event_stream import event_lines
 from modelscope_app.jobs.service.preparers import Preparers
 from modelscope_app.jobs.service.queued_job import QueuedJob, ended_json
@@ -38,6 +39,9 @@ from modelscope_app.runs.queue_record import FILE_NAME, read_queue_record
 from modelscope_app.runs.status import FINAL_STATES
 
 _LARGEST_BODY = 16 << 20
+
+_GONE_SECONDS = 0.25
+"""How soon it is noticed that nobody waits for an estimate any more."""
 
 _ENDING = "the service is ending; submit again in a moment"
 
@@ -86,6 +90,7 @@ def create_app(service: Service) -> ASGIApp:
             Route("/jobs/{run}", _job),
             Route("/jobs/{run}/cancel", _cancel, methods=["POST"]),
             Route("/jobs/{run}/events", _events),
+            Route("/estimates", _estimates, methods=["POST"]),
             Route("/checkpoints", _checkpoints),
             Route("/checkpoints/unload", _unload, methods=["POST"]),
             Route("/shutdown", _shutdown, methods=["POST"]),
@@ -267,6 +272,24 @@ async def _submit(request: Request) -> Response:
         service.submissions_open -= 1
     warnings = [str(warning) for warning in answer.get("warnings", [])]
     return JSONResponse({**job.to_json(service.scheduler.position(job)), "warnings": warnings}, 201)
+
+
+async def _estimates(request: Request) -> Response:
+    service = _service(request)
+    body = await _body(request)
+    if service.ending.is_set():
+        raise Stopping(_ENDING)
+    if body.get("run") is not None:
+        raise UsageError("'run' means nothing here; an estimate is of a new run")
+    interpreter, submission = _interpreter(body), await _submission(body)
+    asked = asyncio.ensure_future(fit_of(service.preparers, service.scheduler, interpreter, submission))
+    try:
+        while not (await asyncio.wait([asked], timeout=_GONE_SECONDS))[0]:
+            if await request.is_disconnected():  # a form asks again with every change
+                return Response(status_code=499)
+        return JSONResponse(await asked)
+    finally:
+        asked.cancel()
 
 
 _OF_ALL = {"interpreter", "python_path", "cwd"}

@@ -18,7 +18,11 @@ MODULE = "modelscope_app.jobs.preparing"
 PATIENCE_SECONDS = 600.0
 """For one submission. Fingerprinting a checkpoint for the first time takes as long as reading 2 GiB from its disk."""
 
+ESTIMATE_PATIENCE_SECONDS = 60.0
+"""For what a job would need, which nobody has to know."""
+
 _PER_INTERPRETER = 2
+_DONE = ("prepared", "estimated")
 _TRIES = 3
 
 
@@ -47,38 +51,51 @@ class Preparers:
     def __init__(self) -> None:
         self._idle: dict[Interpreter, list[Preparer]] = {}
         self._room: dict[Interpreter, asyncio.Semaphore] = {}
+        self._estimating: dict[Interpreter, asyncio.Semaphore] = {}
         self._all: set[Preparer] = set()
 
     async def ask(self, interpreter: Interpreter, **message: Any) -> dict[str, Any]:
         """What came of a submission: its `prepared` message. Raises the error it was refused with."""
+        return await self._asked(interpreter, message, PATIENCE_SECONDS)
+
+    async def estimate(self, interpreter: Interpreter, **message: Any) -> dict[str, Any]:
+        """What a job would need: an `estimated` message. Raises the error a submission would be refused with.
+
+        One at a time, and not for long: a submission always finds a preparer free.
+        """
+        async with self._estimating.setdefault(interpreter, asyncio.Semaphore(_PER_INTERPRETER - 1)):
+            return await self._asked(interpreter, message, ESTIMATE_PATIENCE_SECONDS)
+
+    async def _asked(self, interpreter: Interpreter, message: dict[str, Any], patience_seconds: float) -> dict[str, Any]:
         room = self._room.setdefault(interpreter, asyncio.Semaphore(_PER_INTERPRETER))
         async with room:
             for _ in range(_TRIES):
-                answer = await self._ask_one(interpreter, message)
-                if answer["say"] == "prepared":
+                answer = await self._ask_one(interpreter, message, patience_seconds)
+                if answer["say"] in _DONE:
                     return answer
                 if answer["say"] == "refused":
                     raise refusal(answer)
         raise JobFailed("files of the plugin keep changing; submit again when they are in place")
 
-    async def _ask_one(self, interpreter: Interpreter, message: dict[str, Any]) -> dict[str, Any]:
+    async def _ask_one(self, interpreter: Interpreter, message: dict[str, Any], patience_seconds: float) -> dict[str, Any]:
         idle = self._idle.setdefault(interpreter, [])
         preparer = idle.pop() if idle else Preparer(interpreter)
         self._all.add(preparer)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(patience_seconds):
                 answer = await preparer.ask(**message)
+        except TimeoutError:  # an OSError, so it comes first
+            await self._end(preparer)
+            what = "not estimated" if message.get("do") == "estimate" else "not checked"
+            raise JobFailed(f"the submission was {what} within {patience_seconds:.0f} s; the plugin or the disk hangs") from None
         except (OSError, ValueError) as error:
             self._all.discard(preparer)
             why = error.strerror if isinstance(error, OSError) else None
             raise BadInput(f"{interpreter.path}: cannot be started ({why or error})") from None
-        except TimeoutError:
-            await self._end(preparer)
-            raise JobFailed(f"the submission was not checked within {PATIENCE_SECONDS:.0f} s; the plugin or the disk hangs") from None
         except BaseException:
             await self._end(preparer)
             raise
-        if answer["say"] in ("prepared", "refused"):
+        if answer["say"] in (*_DONE, "refused"):
             preparer.has_answered = True
             preparer.idle_since = asyncio.get_running_loop().time()
             idle.append(preparer)

@@ -187,7 +187,7 @@ class Scheduler:
 
     def _worker_for(self, job: QueuedJob, devices: tuple[str, ...]) -> Worker | None:
         """An idle worker on a device with room for one more job: best one that holds the job's model. Starts one where there is none."""
-        free = [device for device in devices if self._running_on(device) < self._places(device)]
+        free = [device for device in devices if self.running_on(device) < self.places(device)]
         free = [device for device in free if device not in job.short_on] or free
         idle = [worker for worker in self.workers if worker.is_idle and worker.interpreter == job.interpreter]
         bound = [worker for worker in idle if worker.device in free]
@@ -202,10 +202,12 @@ class Scheduler:
             self._start_worker(job.interpreter)
         return None
 
-    def _running_on(self, device: str) -> int:
+    def running_on(self, device: str) -> int:
+        """How many jobs a device executes now."""
         return sum(worker.device == device and worker.job is not None for worker in self.workers)
 
-    def _places(self, device: str) -> int:
+    def places(self, device: str) -> int:
+        """How many it may at a time."""
         return self.settings.cpu_workers if device == "cpu" else 1
 
     def _give(self, job: QueuedJob, worker: Worker) -> None:
@@ -358,7 +360,7 @@ class Scheduler:
         job.short_on[device] = now
         known = self.facts.get(job.interpreter)
         untried = [other for other in (_devices_for(job, known) if known else ()) if other not in job.short_on]
-        if any(self._running_on(other) < self._places(other) for other in untried):
+        if any(self.running_on(other) < self.places(other) for other in untried):
             self.wake()
             return
         job.retry_at = now + min(_LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2**job.waits)

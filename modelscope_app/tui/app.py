@@ -1,0 +1,454 @@
+"""The terminal app: which screen is shown, what the service says, what is selected, and the keys that work everywhere.
+
+Widgets post messages (`messages`); the handlers here own the state. Nothing of this imports torch, polars or a plugin until it is
+needed, so a checkpoint's overview is on the screen before any of them. What happens when things fail:
+
+- a part of a plugin raises: its error stands in its place (`fence`), the app goes on;
+- the service is not there: the bar at the bottom says so, and the first job starts it;
+- the terminal goes away or the app is killed: jobs go on, because they are the service's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from textual import work
+from textual.binding import Binding
+from textual.keys import format_key
+from textual.message import Message
+from textual.reactive import reactive
+
+from modelscope_app.api import BadInput, MscopeError, neutralised
+from modelscope_app.settings import TuiSettings
+from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
+from modelscope_app.tui.fence import FencingApp
+from modelscope_app.tui.jobs.screen import JobCancelled, JobsScreen, ModelsUnloaded
+from modelscope_app.tui.jobs.snapshot import JobsSnapshot, follow
+from modelscope_app.tui.messages import AnalysisChosen, CheckpointOpened, JobAsked, RunOpened, RunsCompared, Selected
+from modelscope_app.tui.on_screen import Copyable, Explained, Explanation, Exportable, Reproducible, Selecting, answers
+from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
+
+if TYPE_CHECKING:
+    from modelscope_app.jobs.client import AsyncClient
+    from modelscope_app.tui.dialogs.use_selection import Use
+    from modelscope_app.tui.palette import EverythingProvider
+
+Severity = Literal["information", "warning", "error"]
+
+KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "library", "quit")
+"""What `tui.keys` can give other keys."""
+
+
+def _provider() -> type[EverythingProvider]:
+    from modelscope_app.tui.palette import EverythingProvider
+
+    return EverythingProvider
+
+
+class ImpatientThreads(ThreadPoolExecutor):
+    """Threads that quitting does not wait for: a plugin whose import hangs must not keep the app open."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+class MscopeApp(FencingApp[None]):
+    """Shows `start`: a checkpoint, a run folder, or the library where it is None."""
+
+    TITLE = "mscope"
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS = {_provider}
+    BINDINGS = [
+        Binding("question_mark", "help", "Help", id="help"),
+        Binding("ctrl+p", "command_palette", "Everything", id="palette", priority=True, show=False),
+        Binding("J", "jobs", "Jobs", id="jobs"),
+        Binding("L", "library", "Library", id="library"),
+        Binding("y", "copy", "Copy", id="copy", show=False),
+        Binding("c", "copy_command", "Copy command", id="command", show=False),
+        Binding("e", "export", "Export", id="export", show=False),
+        Binding("u", "use", "Use in ...", id="use", show=False),
+        Binding("ctrl+q", "quit_app", "Quit", id="quit", priority=True),
+    ]
+    CSS = """
+    Screen { layers: base overlay; }
+    """
+
+    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    """What the service said last."""
+
+    class Told(Message):
+        """The service was asked for something; this came of it."""
+
+        def __init__(self, sentence: str, severity: Severity = "information", run: Path | None = None) -> None:
+            """`run` is shown where it is given."""
+            self.sentence, self.severity, self.run = sentence, severity, run
+            super().__init__()
+
+    class UsesFound(Message):
+        """Where a selection can go."""
+
+        def __init__(self, selection: Selection, uses: Sequence[Use]) -> None:
+            self.selection, self.uses = selection, uses
+            super().__init__()
+
+    def __init__(self, start: str | None = None, settings: TuiSettings | None = None) -> None:
+        """Raises BadInput for a theme or a key id in the settings that there is none of."""
+        super().__init__()
+        self.settings = settings or TuiSettings()
+        self.animation_level = "none"
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = self._theme_wanted()
+        if unknown := sorted(set(self.settings.keys) - set(KEY_IDS)):
+            raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
+        self.set_keymap(self.settings.keys)
+        self.start = start
+        self.selected: Selection | None = None
+        """What the user was on last."""
+        self._nudge = asyncio.Event()
+
+    def _theme_wanted(self) -> str:
+        if self.settings.theme != "auto":
+            if self.settings.theme not in self.available_themes:
+                raise BadInput(f"tui.theme = {self.settings.theme!r} in config.toml: there are {', '.join(sorted(self.available_themes))}")
+            return self.settings.theme
+        return SIXTEEN_COLOURS if self.console.color_system in ("standard", "windows") else DEFAULT_THEME
+
+    def on_load(self) -> None:
+        """Before the terminal is taken."""
+        asyncio.get_running_loop().set_default_executor(ImpatientThreads(max_workers=8, thread_name_prefix="mscope"))
+
+    async def on_mount(self) -> None:
+        """The first screen, then the service."""
+        if self.start is None:
+            await self.action_library()
+        elif (Path(self.start) / "job.json").is_file():
+            self.open_run(Path(self.start).absolute())
+        else:
+            await self._show_checkpoint(self.start)
+        self.call_after_refresh(self._begin_to_follow)
+
+    def _begin_to_follow(self) -> None:
+        self.run_worker(
+            follow(self._seen, self._nudge, 1 / self.settings.updates_per_second), group="follow", exclusive=True, exit_on_error=False
+        )
+
+    # What the service says
+
+    def _seen(self, snapshot: JobsSnapshot) -> None:
+        ended = {job.run for job in snapshot.jobs if job.is_final} & {job.run for job in self.snapshot.active}
+        self.snapshot = snapshot
+        for job in snapshot.jobs:
+            if job.run in ended:
+                severity: Severity = "information" if job.state == "done" else "warning"
+                said = f": {job.error}" if job.error and job.state != "done" else ""
+                self.tell(f"{neutralised(job.analysis)} {job.state}{neutralised(said, 300)}", severity)
+        if ended:
+            for screen in self.screen_stack:
+                refresh = getattr(screen, "refresh_runs", None)
+                if refresh is not None:
+                    refresh()
+
+    def watch_snapshot(self, snapshot: JobsSnapshot) -> None:
+        """Every screen that shows jobs."""
+        for screen in self.screen_stack:
+            if hasattr(screen, "snapshot"):
+                screen.snapshot = snapshot
+
+    def ask_service(self, question: Callable[[AsyncClient], Coroutine[Any, Any, MscopeApp.Told]]) -> None:
+        """Ask in the background; what comes of it is told."""
+
+        async def asked() -> None:
+            from modelscope_app.jobs.client import AsyncClient
+
+            try:
+                async with AsyncClient() as client:
+                    self.post_message(await question(client))
+            except MscopeError as error:
+                self.post_message(self.Told(str(error), "error"))
+            self._nudge.set()
+
+        self.run_worker(asked(), exit_on_error=False, group="ask")
+
+    def on_mscope_app_told(self, event: Told) -> None:
+        """Say it, and show the run."""
+        if event.sentence:
+            self.tell(event.sentence, event.severity)
+        if event.run is not None:
+            self.open_run(event.run)
+
+    def tell(self, sentence: str, severity: Severity = "information") -> None:
+        """A line in the corner that goes by itself."""
+        self.notify(sentence, severity=severity, markup=False, timeout=10 if severity != "information" else 5)
+
+    # What widgets ask for
+
+    async def on_checkpoint_opened(self, event: CheckpointOpened) -> None:
+        await self._show_checkpoint(event.path)
+
+    def on_run_opened(self, event: RunOpened) -> None:
+        self.open_run(event.folder)
+
+    def on_runs_compared(self, event: RunsCompared) -> None:
+        from modelscope_app.tui.run.compare import CompareScreen
+
+        self.push_screen(CompareScreen(event.left, event.right))
+
+    def on_analysis_chosen(self, event: AnalysisChosen) -> None:
+        self.choose_analysis(event.analysis, event.checkpoints, event.params)
+
+    def on_selected(self, event: Selected) -> None:
+        self.selected = event.selection
+
+    def on_job_asked(self, event: JobAsked) -> None:
+        """Give it to the service; the form goes when it was taken."""
+
+        async def submit(client: AsyncClient) -> MscopeApp.Told:
+            job = await client.submit(
+                event.analysis, event.checkpoints, event.params, device=event.device, dtype=event.dtype, seed=event.seed
+            )
+            warnings = "; ".join(job.warnings)
+            return self.Told(neutralised(warnings, 1000), "warning", Path(job.folder))
+
+        self.ask_service(submit)
+
+    def on_job_cancelled(self, event: JobCancelled) -> None:
+        """Ask the user first."""
+        from modelscope_app.tui.dialogs.question import Question
+
+        async def cancel(client: AsyncClient) -> MscopeApp.Told:
+            job = await client.cancel(event.run)
+            return self.Told(f"{event.what}: {job.state}")
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.ask_service(cancel)
+
+        text = f"Cancel {event.what}? What it has saved stays, and `mscope runs resume` goes on from there."
+        self.push_screen(Question(text, "Cancel the job", "Leave it running"), answered)
+
+    def on_models_unloaded(self, event: ModelsUnloaded) -> None:
+        """Resident models leave their devices; jobs that run keep theirs."""
+
+        async def unload(client: AsyncClient) -> MscopeApp.Told:
+            gone = await client.unload()
+            return self.Told(f"{gone} resident model{'' if gone == 1 else 's'} unloaded")
+
+        self.ask_service(unload)
+
+    # Screens
+
+    async def _show_checkpoint(self, path: str) -> None:
+        from modelscope_app.tui.workspace import WorkspaceScreen
+
+        await self._only_base()
+        await self.push_screen(WorkspaceScreen(path, self.snapshot))
+
+    def open_run(self, folder: Path) -> None:
+        """Show a run; a form that lies on top goes."""
+        from modelscope_app.tui.run.screen import RunScreen
+
+        screen = RunScreen(folder)
+        screen.set_reactive(RunScreen.snapshot, self.snapshot)
+        if type(self.screen).__name__ == "FormScreen":
+            self.switch_screen(screen)
+        else:
+            self.push_screen(screen)
+
+    def choose_analysis(self, analysis: str, checkpoints: Sequence[str] = (), params: Mapping[str, Any] | None = None) -> None:
+        """Show the form of an analysis; without `checkpoints`, on the open one."""
+        from modelscope_app.tui.forms.screen import FormScreen
+
+        given = tuple(checkpoints) or ((self.checkpoint,) if self.checkpoint else ())
+        self.push_screen(FormScreen(analysis, given, dict(params or {})))
+
+    async def action_library(self) -> None:
+        """The library, whatever is open."""
+        from modelscope_app.tui.library.screen import LibraryScreen
+
+        if isinstance(self.screen, LibraryScreen):
+            return
+        await self._only_base()
+        screen = LibraryScreen()
+        await self.push_screen(screen)
+        if hasattr(screen, "snapshot"):
+            screen.snapshot = self.snapshot
+
+    def action_jobs(self) -> None:
+        """The jobs screen, once."""
+        if isinstance(self.screen, JobsScreen):
+            return
+        screen = JobsScreen()
+        screen.set_reactive(JobsScreen.snapshot, self.snapshot)
+        self.push_screen(screen)
+
+    async def action_back(self) -> None:
+        """The screen below; from a checkpoint the library, and from there nothing."""
+        if len(self.screen_stack) > 2:
+            self.pop_screen()
+        else:
+            await self.action_library()
+
+    async def _only_base(self) -> None:
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+
+    # The checkpoint that is open
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Absolute path of the one that is open."""
+        for screen in reversed(self.screen_stack):
+            path = getattr(screen, "checkpoint_path", None)
+            if isinstance(path, str):
+                return path
+        return None
+
+    def tensor_names(self) -> Iterable[str]:
+        """Of the open checkpoint, for the palette."""
+        for screen in reversed(self.screen_stack):
+            names = getattr(screen, "tensor_names", None)
+            if names is not None:
+                return tuple(names())
+        return ()
+
+    async def show_tensor(self, name: str) -> None:
+        """A tensor of the open checkpoint."""
+        from modelscope_app.tui.workspace import WorkspaceScreen
+
+        while not isinstance(self.screen, WorkspaceScreen) and len(self.screen_stack) > 2:
+            await self.pop_screen()
+        if isinstance(self.screen, WorkspaceScreen):
+            self.screen.show_tensor(name)
+
+    # Keys that work everywhere
+
+    def action_help(self) -> None:
+        """What has the focus, and every key that works."""
+        from modelscope_app.tui.dialogs.help import HelpScreen
+
+        if isinstance(self.screen, HelpScreen):
+            return
+        said = next((widget.explanation() for widget in answers(self.screen, Explained)), None)  # type: ignore[type-abstract]
+        fallback = Explanation("mscope", "Looks at checkpoints, runs analyses on them as background jobs, and shows what came of them.")
+        self.push_screen(HelpScreen(said or fallback, self._keys()))
+
+    def _keys(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        anywhere: dict[str, list[str]] = {}
+        lines: dict[str, list[str]] = {}
+        for key, active in self.screen.active_bindings.items():
+            binding = active.binding
+            if not binding.description or binding.system:
+                continue
+            into = anywhere if active.node is self else lines
+            into.setdefault(binding.description, []).append(format_key(key) if len(key) > 1 else key)
+        return [
+            (where, [("/".join(keys), what) for what, keys in one.items()]) for where, one in (("Here", lines), ("Everywhere", anywhere))
+        ]
+
+    def action_copy(self) -> None:
+        """Copy what the cursor is on."""
+        for widget in answers(self.screen, Copyable):  # type: ignore[type-abstract]
+            if (copied := widget.copied()) is not None:
+                self._copy(copied.text, copied.what)
+                return
+        self.tell("Nothing here to copy")
+
+    def action_copy_command(self) -> None:
+        """Copy the command that does the same without the app."""
+        for widget in answers(self.screen, Reproducible):  # type: ignore[type-abstract]
+            if (command := widget.headless_command()) is not None:
+                self._copy(command, "the command")
+                return
+        self.tell("There is no command for what is on the screen")
+
+    def _copy(self, text: str, what: str) -> None:
+        try:
+            path = write_copied(text)
+        except (OSError, MscopeError) as error:
+            self.tell(f"not kept in a file: {error}", "warning")
+            path = None
+        through = len(text) <= MOST_THROUGH_TERMINAL
+        if through:
+            self.copy_to_clipboard(text)
+        place = f"in {path}" if path else ""
+        if through:
+            self.tell(f"Copied {neutralised(what, 100)}: {neutralised(text, 120)}" + (f" (also {place})" if place else ""))
+        else:
+            self.tell(f"{neutralised(what, 100)} is too long for the terminal's clipboard; it is {place}", "warning")
+
+    def action_export(self) -> None:
+        """Write what is on the screen to a file."""
+        from modelscope_app.tui.dialogs.export import ExportScreen
+
+        def written(path: Path | None) -> None:
+            if path is not None:
+                self.tell(f"Written: {neutralised(str(path), 400)}")
+
+        for widget in answers(self.screen, Exportable):  # type: ignore[type-abstract]
+            if (exports := widget.exports()) is not None and exports.formats:
+                self.push_screen(ExportScreen(exports), written)
+                return
+        self.tell("Nothing here to export")
+
+    def action_use(self) -> None:
+        """Hand what is selected to an analysis."""
+        selection = next(
+            (found for widget in answers(self.screen, Selecting) if (found := widget.selection()) is not None),  # type: ignore[type-abstract]
+            self.selected,
+        )
+        if selection is None:
+            self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
+            return
+        self._find_uses(selection)
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="uses")
+    def _find_uses(self, selection: Selection) -> None:
+        from modelscope_app.tui.dialogs.use_selection import uses_of
+
+        try:
+            self.post_message(self.UsesFound(selection, uses_of(selection)))
+        except MscopeError as error:
+            self.post_message(self.Told(str(error), "error"))
+
+    def on_mscope_app_uses_found(self, event: UsesFound) -> None:
+        """One menu over all plugins."""
+        from modelscope_app.tui.dialogs.use_selection import UseScreen
+
+        selection = event.selection
+
+        def chosen(use: Use | None) -> None:
+            if use is None:
+                return
+            if use.param:
+                checkpoints = [selection.checkpoint] if selection.checkpoint else ()
+                self.choose_analysis(use.analysis, checkpoints, {use.param: selection.value})
+            else:
+                self.choose_analysis(use.analysis, [selection.value])
+
+        self.push_screen(UseScreen(selection, event.uses), chosen)
+
+    def action_settings(self) -> None:
+        """Where the settings are."""
+        from modelscope_app.locations import config_dir
+
+        path = config_dir() / "config.toml"
+        self.tell(f"{path} ({'there' if path.is_file() else 'not there yet; the defaults hold'}); docs/app.md has every key")
+
+    def action_screenshot_file(self) -> None:
+        """The screen as SVG."""
+        try:
+            path = self.save_screenshot(path=str(Path.cwd()))
+        except OSError as error:
+            self.tell(f"no screenshot: {error.strerror or error}", "error")
+        else:
+            self.tell(f"Written: {path}")
+
+    def action_quit_app(self) -> None:
+        """Jobs go on."""
+        self.exit()

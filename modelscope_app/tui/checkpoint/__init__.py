@@ -1,0 +1,1 @@
+"""One opened checkpoint or series on the screen: tensor tree, tensor detail, overview."""

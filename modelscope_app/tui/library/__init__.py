@@ -1,0 +1,1 @@
+"""What `mscope` shows without an argument: recent checkpoints, folders, runs."""

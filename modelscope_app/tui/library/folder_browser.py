@@ -1,0 +1,331 @@
+"""Folders, with what is a checkpoint or a series marked as such.
+
+A folder is listed when it is opened, and a line is looked into when it is first on the screen: both in threads, each once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import Input, Static, Tree
+from textual.widgets.tree import TreeNode
+
+from modelscope_app.api import BadInput, neutralised
+from modelscope_app.tui.checkpoint.fitted_tree import FittedTree, Line
+from modelscope_app.tui.library.places import Place, cached_places, places_in
+from modelscope_app.tui.messages import CheckpointOpened, RunOpened, Selected
+from modelscope_app.tui.on_screen import Copied, Explanation
+from modelscope_app.tui.plain import plain
+from modelscope_app.tui.selections import Selection
+
+if TYPE_CHECKING:
+    from modelscope_app.checkpoints.glance import Glance
+
+_LOOKED_AT_TOGETHER = 60
+
+
+class _PlacesRead(Message):
+    """A folder was listed."""
+
+    def __init__(self, node: TreeNode[Place], places: Sequence[Place]) -> None:
+        self.node, self.places = node, places
+        super().__init__()
+
+
+class _Glanced(Message):
+    """What some lines are."""
+
+    def __init__(self, glances: Mapping[str, Glance | None]) -> None:
+        self.glances = glances
+        super().__init__()
+
+
+class _PathLookedAt(Message):
+    """What a typed path is."""
+
+    def __init__(self, typed: str, path: str | None, is_run: bool, glance: Glance | None, error: str | None) -> None:
+        self.typed, self.path, self.is_run, self.glance, self.error = typed, path, is_run, glance, error
+        super().__init__()
+
+
+class PlaceTree(FittedTree[Place]):
+    """Places; those on the screen are looked into."""
+
+    auto_expand = False
+
+    def __init__(self, id: str) -> None:
+        super().__init__("", id=id)
+        self.show_root = False
+        self.glances: dict[str, Glance | None] = {}
+        self._unseen: dict[str, None] = {}
+
+    def line(self, node: TreeNode[Place]) -> Line:
+        """The name; of a checkpoint what it is. Being drawn is what makes a line looked into."""
+        place = node.data
+        if place is None:
+            return Line("")
+        if place.kind == "note":
+            return Line(place.name, faint=True)
+        if place.kind in ("up", "cache"):
+            return Line(place.name, "the folder above" if place.kind == "up" else "models downloaded with hf")
+        if place.path not in self.glances:
+            self._look_soon(place.path)
+            return Line(place.name)
+        glance = self.glances[place.path]
+        if glance is None:
+            return Line(place.name)
+        mark = "! " if glance.kind in ("damaged", "gone") else "+ " if glance.kind == "series" else "* "
+        return Line(mark + place.name, glance.words, strong=True)
+
+    def _look_soon(self, path: str) -> None:
+        if not self._unseen:
+            self.call_after_refresh(self._look)
+        self._unseen[path] = None
+
+    def _look(self) -> None:
+        paths, self._unseen = [path for path in self._unseen if path not in self.glances], {}
+        if paths:
+            self._glance(paths)
+
+    @work(thread=True, exit_on_error=False, group="glances")
+    def _glance(self, paths: Sequence[str]) -> None:
+        from modelscope_app.checkpoints.glance import glance
+
+        for at in range(0, len(paths), _LOOKED_AT_TOGETHER):
+            self.post_message(_Glanced({path: glance(path) for path in paths[at : at + _LOOKED_AT_TOGETHER]}))
+
+    @on(_Glanced)
+    def _were_glanced(self, event: _Glanced) -> None:
+        event.stop()
+        self.glances.update(event.glances)
+        self._updates += 1
+        self.refresh()
+
+
+class FolderBrowser(Vertical):
+    """A line to type a path, and the tree of folders below one folder."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "type_path", "Type a path", key_display="/"),
+        Binding("backspace", "up", "Folder above", show=False),
+        Binding("escape", "leave_path", "Back to the folders", show=False),
+        Binding("down", "leave_path", "To the folders", show=False),
+    ]
+    DEFAULT_CSS = """
+    FolderBrowser {
+        & > #browser-path { border: none; height: 1; padding: 0 1; background: $boost; }
+        & > #browser-said { height: auto; max-height: 4; padding: 0 1; color: $text-muted; }
+        & > PlaceTree { height: 1fr; padding: 0 0 0 1; }
+    }
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, id: str | None = None) -> None:
+        """Begins in `folder`, else in the working folder."""
+        super().__init__(id=id)
+        self._folder = str(folder) if folder is not None else _working_folder()
+
+    def compose(self) -> ComposeResult:
+        """The path, what is said of it, the folders."""
+        from modelscope_app.tui.forms.completion import PathSuggester
+
+        yield Input(
+            placeholder="/ to type a path or hf:org/name; the right arrow completes it",
+            suggester=PathSuggester("checkpoint"),
+            id="browser-path",
+            compact=True,
+            select_on_focus=False,
+        )
+        yield Static(id="browser-said")
+        yield PlaceTree("browser-places")
+
+    def on_mount(self) -> None:
+        """List the first folder."""
+        self._show_folder(self._folder)
+
+    def action_type_path(self) -> None:
+        """To the line for a path, which begins with the folder shown."""
+        entry = self.query_one(Input)
+        if not entry.value:
+            entry.value = self._folder.rstrip("/") + "/"
+            entry.cursor_position = len(entry.value)
+        entry.focus()
+
+    def action_leave_path(self) -> None:
+        """Back to the folders."""
+        self._tree.focus()
+
+    def action_up(self) -> None:
+        """Show the folder above."""
+        self._show_folder(str(Path(self._folder).parent), came_from=self._folder)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Some keys mean something else while a path is typed."""
+        is_typing = isinstance(self.app.focused, Input)
+        if action == "leave_path":
+            return is_typing
+        return not is_typing
+
+    def focus_list(self) -> None:
+        """Put the focus on the folders."""
+        self._tree.focus()
+
+    def copied(self) -> Copied | None:
+        """The path of the line."""
+        place = self._place
+        return Copied(place.path, "the path") if place is not None and place.kind in ("folder", "file", "cached") else None
+
+    def selection(self) -> Selection | None:
+        """The checkpoint the cursor is on."""
+        place = self._place
+        if place is None or not self._can_open(place):
+            return None
+        return Selection("checkpoint", place.path, neutralised(place.name.rstrip("/"), 80), place.path)
+
+    def headless_command(self) -> str | None:
+        """What prints its overview."""
+        selection = self.selection()
+        return f"mscope inspect {shlex.quote(selection.value)}" if selection is not None else None
+
+    def explanation(self) -> Explanation:
+        """For `?`."""
+        return Explanation(
+            "Folders",
+            "A * marks a checkpoint and a + a series of checkpoints, with architecture, dtype and size from config and headers; ! marks "
+            "one that cannot be opened, and says why. Enter opens what is marked and unfolds any other folder; the right arrow unfolds "
+            "every folder. Backspace goes to the folder above. / types a path, hf:org/name or a run folder.",
+        )
+
+    @property
+    def _tree(self) -> PlaceTree:
+        return self.query_one(PlaceTree)
+
+    @property
+    def _place(self) -> Place | None:
+        node = self._tree.cursor_node if self.is_mounted else None
+        return node.data if node is not None else None
+
+    def _can_open(self, place: Place) -> bool:
+        glance = self._tree.glances.get(place.path)
+        return place.kind == "cached" or (glance is not None and glance.kind in ("checkpoint", "series"))
+
+    def _say(self, text: str) -> None:
+        self.query_one("#browser-said", Static).update(plain(text, 600))
+
+    def _show_folder(self, folder: str, came_from: str | None = None) -> None:
+        self._folder = folder
+        self._say(folder)
+        self._tree.clear()
+        self._tree.root.data = Place("folder", folder)
+        self._tree.root.expand()
+        self._tree.root.add("", Place("note", "reading ..."), allow_expand=False)
+        self._list(self._tree.root, self._tree.root.data, came_from)
+
+    @work(thread=True, exit_on_error=False, group="places")
+    def _list(self, node: TreeNode[Place], place: Place, came_from: str | None = None) -> None:
+        if place.kind == "cache":
+            self.post_message(_PlacesRead(node, cached_places()))
+            return
+        places = places_in(place.path)
+        if node.is_root:
+            from modelscope_app.checkpoints.hub_cache import hub_cache
+
+            above = [Place("up", str(Path(place.path).parent))] if Path(place.path).parent != Path(place.path) else []
+            cache = [Place("cache", str(hub_cache()))] if hub_cache().is_dir() else []
+            places = [*above, *places, *cache]
+        self.post_message(_PlacesRead(node, places))
+
+    @on(_PlacesRead)
+    def _places_read(self, event: _PlacesRead) -> None:
+        event.stop()
+        event.node.remove_children()
+        for place in event.places:
+            event.node.add("", place, allow_expand=place.kind in ("folder", "cache"))
+        if event.node.is_root:
+            self._tree.cursor_line = 1 if len(event.places) > 1 and event.places[0].kind == "up" else 0
+
+    @on(Tree.NodeExpanded)
+    def _unfolded(self, event: Tree.NodeExpanded[Place]) -> None:
+        event.stop()
+        if event.node.data is not None and not event.node.is_root and not event.node.children:
+            event.node.add("", Place("note", "reading ..."), allow_expand=False)
+            self._list(event.node, event.node.data)
+
+    @on(Tree.NodeSelected)
+    def _chosen(self, event: Tree.NodeSelected[Place]) -> None:
+        event.stop()
+        place = event.node.data
+        if place is None or place.kind == "note":
+            return
+        glance = self._tree.glances.get(place.path)
+        if place.kind == "up":
+            self.action_up()
+        elif self._can_open(place):
+            self.post_message(CheckpointOpened(place.path))
+        elif glance is not None and glance.kind in ("damaged", "gone"):
+            self._say(glance.error)
+        elif event.node.allow_expand:
+            event.node.toggle()
+        elif place.kind == "file":
+            self.post_message(CheckpointOpened(place.path))
+
+    @on(Tree.NodeHighlighted)
+    def _highlighted(self, event: Tree.NodeHighlighted[Place]) -> None:
+        event.stop()
+        self.post_message(Selected(self.selection()))
+
+    @on(Input.Changed)
+    def _typing(self, event: Input.Changed) -> None:
+        event.stop()
+
+    @on(Input.Submitted)
+    def _typed(self, event: Input.Submitted) -> None:
+        event.stop()
+        if event.value.strip():
+            self._say("looking ...")
+            self._look_at(event.value.strip())
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="typed")
+    def _look_at(self, typed: str) -> None:
+        from modelscope_app.checkpoints.finding import absolute
+        from modelscope_app.checkpoints.glance import glance
+
+        try:
+            path = absolute(typed if typed.startswith(("hf:", "~")) else os.path.join(self._folder, typed))  # noqa: PTH118
+            is_run = (path / "job.json").is_file()
+            found = glance(path)
+        except (BadInput, OSError) as error:
+            self.post_message(_PathLookedAt(typed, None, False, None, str(error)))
+            return
+        wrong = found.error if found is not None and found.kind in ("damaged", "gone") else None
+        if found is None and not is_run and not path.is_dir():
+            wrong = f"{path} is no folder and no safetensors file"
+        self.post_message(_PathLookedAt(typed, str(path), is_run, found, wrong))
+
+    @on(_PathLookedAt)
+    def _path_looked_at(self, event: _PathLookedAt) -> None:
+        event.stop()
+        if event.is_run and event.path is not None:
+            self.post_message(RunOpened(Path(event.path)))
+        elif event.error is not None or event.path is None:
+            self._say(event.error or "")
+        elif event.glance is not None:
+            self.post_message(CheckpointOpened(event.typed if event.typed.startswith("hf:") else event.path))
+        else:
+            self._show_folder(event.path)
+            self._tree.focus()
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - Path.cwd is the same
+    except OSError:  # it was deleted
+        return str(Path.home())

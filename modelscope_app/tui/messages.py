@@ -1,0 +1,69 @@
+"""What widgets ask of the app. They post these and do nothing else: the app owns screens, jobs and the selection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from textual.message import Message
+
+from modelscope_app.tui.selections import Selection
+
+
+class CheckpointOpened(Message):
+    """Show this checkpoint in the workspace."""
+
+    def __init__(self, path: str) -> None:
+        """`path` as a user would type it: a folder, a file or `hf:org/name`."""
+        self.path = path
+        super().__init__()
+
+
+class RunOpened(Message):
+    """Show this run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__()
+
+
+class RunsCompared(Message):
+    """Show two runs side by side."""
+
+    def __init__(self, left: Path, right: Path) -> None:
+        self.left = left
+        self.right = right
+        super().__init__()
+
+
+class AnalysisChosen(Message):
+    """Show the form of an analysis."""
+
+    def __init__(self, analysis: str, checkpoints: Sequence[str] = (), params: Mapping[str, Any] | None = None) -> None:
+        """`params` are values to begin with, by name, on top of those last used."""
+        self.analysis = analysis
+        self.checkpoints = tuple(checkpoints)
+        self.params = dict(params or {})
+        super().__init__()
+
+
+class JobAsked(Message):
+    """Give a job to the service."""
+
+    def __init__(self, analysis: str, checkpoints: Sequence[str], params: Mapping[str, Any], device: str, dtype: str, seed: int) -> None:
+        self.analysis = analysis
+        self.checkpoints = tuple(checkpoints)
+        self.params = dict(params)
+        self.device = device
+        self.dtype = dtype
+        self.seed = seed
+        super().__init__()
+
+
+class Selected(Message):
+    """The user is on this now; None where there is nothing to hand over."""
+
+    def __init__(self, selection: Selection | None) -> None:
+        self.selection = selection
+        super().__init__()

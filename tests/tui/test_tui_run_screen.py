@@ -1,0 +1,211 @@
+"""A run on the screen: its tabs, what was asked, its log, a run that goes on, one that cannot be read, panels, and two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static, TabbedContent, TabPane
+from tui_waiting import all_settled
+
+from modelscope_app.api import BarsView, FactsView, TableView
+from modelscope_app.runs.folder import RunFolder
+from modelscope_app.runs.status import RunLock, Status, write_status
+from modelscope_app.testing.temporary_plugins import TemporaryPlugins
+from modelscope_app.tui.app import MscopeApp
+from modelscope_app.tui.fence import Fence
+from modelscope_app.tui.run.compare import CompareScreen, difference_rows
+from modelscope_app.tui.run.screen import RunScreen
+from modelscope_app.tui.views.board import ViewBoard
+
+pytest_plugins = ["modelscope_app.testing"]
+
+Made = Callable[..., RunFolder]
+TENSORS = polars.DataFrame({"tensor": ["a.weight", "b.weight"], "norm": [1.5, 2.5]})
+VIEWS = [
+    FactsView(name="facts", title="At a glance"),
+    BarsView(name="bars", title="Norms", table="tensors", label="tensor", value="norm"),
+    TableView(name="tensors", title="All tensors", table="tensors"),
+]
+
+
+async def settled(pilot: Pilot[None]) -> RunScreen:
+    """The run screen once everything that was read is shown."""
+    await all_settled(pilot)
+    screen = pilot.app.screen
+    assert isinstance(screen, RunScreen)
+    return screen
+
+
+def titles(screen: RunScreen) -> list[str]:
+    """Of its tabs."""
+    return [screen.query_one(TabbedContent).get_tab(pane).label_text for pane in screen.query(TabPane)]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_each_view_has_a_tab_then_other_tables_then_what_was_asked_and_the_log(made_run: Made, size: tuple[int, int]) -> None:
+    run = made_run({"tensors": TENSORS, "rest": TENSORS}, VIEWS, {"tensors": 2})
+    app = MscopeApp(str(run.folder))
+    async with app.run_test(size=size) as pilot:
+        screen = await settled(pilot)
+        assert titles(screen) == ["1 At a glance", "2 Norms", "3 All tensors", "4 Table rest", "5 About", "6 Log"]
+        assert str(screen.query_one("#head", Static).render()).startswith("+ done  weights.stats  on tiny")
+        assert len(screen.query(ViewBoard)) == 1, "a tab is made when it is looked at"
+        await pilot.press("3")
+        await settled(pilot)
+        board = screen.query_one("#view-2 ViewBoard", ViewBoard)
+        assert board.error is None and board.drawing is not None
+        await pilot.press("5")
+        await settled(pilot)
+        said = str(screen.query_one("#about Static", Static).render())
+        assert "mscope run weights.stats /models/tiny" in said and "fingerprint" in said
+
+
+async def test_facts_without_a_view_of_theirs_come_first(made_run: Made) -> None:
+    app = MscopeApp(str(made_run(facts={"answer": 42}).folder))
+    async with app.run_test() as pilot:
+        assert titles(await settled(pilot)) == ["1 Facts", "2 About", "3 Log"]
+
+
+async def test_a_failed_run_says_why(made_run: Made) -> None:
+    run = made_run(state="failed", error="the disk is full")
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert "! failed" in str(screen.query_one("#head", Static).render())
+        assert "the disk is full" in str(screen.query_one("#about Static", Static).render())
+
+
+async def test_a_view_that_does_not_fit_its_table_is_a_sentence_and_the_others_are_shown(made_run: Made) -> None:
+    broken = BarsView(name="broken", title="Broken", table="nowhere", label="a", value="b")
+    app = MscopeApp(str(made_run({"tensors": TENSORS}, [broken, *VIEWS]).folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert "no table 'nowhere'" in (screen.query_one("#view-0 ViewBoard", ViewBoard).error or "")
+        await pilot.press("3")
+        await settled(pilot)
+        assert screen.query_one("#view-2 ViewBoard", ViewBoard).error is None
+
+
+async def test_a_folder_that_cannot_be_read_is_a_sentence(made_run: Made) -> None:
+    run = made_run()
+    (run.folder / "job.json").write_text("{")
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert "not readable as JSON" in str(screen.query_one("#said", Static).render())
+        await pilot.press("y", "c", "e", "r", "1", "question_mark", "escape")
+        assert app.is_running
+
+
+async def test_a_run_that_goes_on_is_followed_to_its_end(made_run: Made) -> None:
+    run = made_run(state="running")
+    lock = RunLock(run.folder)
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert titles(screen) == ["1 About", "2 Log"]
+        assert "> running" in str(screen.query_one("#head", Static).render())
+        run.write_table("tensors", TENSORS)
+        for view in VIEWS:
+            run.write_view(view)
+        (run.folder / "log.txt").write_text("printed")
+        write_status(run.folder, Status(state="done", started=1.0, finished=2.0))
+        lock.release()
+        screen._look()
+        await settled(pilot)
+        assert "+ done" in str(screen.query_one("#head", Static).render())
+        assert {"At a glance", "Norms", "All tensors"} <= {title.partition(" ")[2] for title in titles(screen)}
+
+
+HOSTILE = "\x1b[31mred\x1b[0m[bold]x[/bold]" + "n" * 10_000
+
+
+async def test_hostile_text_is_shown_and_obeyed_nowhere(made_run: Made) -> None:
+    view = TableView(name="tensors", title=HOSTILE, table="tensors", caption=HOSTILE)
+    table = polars.DataFrame({"tensor": [HOSTILE], "norm": [1.0]})
+    facts = {HOSTILE[:50]: HOSTILE}
+    run = made_run({"tensors": table}, [view], facts, state="failed", error=HOSTILE, checkpoint="/models/" + HOSTILE[:100])
+    (run.folder / "log.txt").write_text(HOSTILE)
+    app = MscopeApp(str(run.folder))
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await settled(pilot)
+        for number in "1234":
+            await pilot.press(number)
+            await settled(pilot)
+            strips = [segment.text for strip in screen._compositor.render_strips() for segment in strip]
+            assert "\x1b" not in "".join(strips)
+        assert "[bold]x[/bold]" in str(screen.query_one("#log Static", Static).render())
+
+
+PANEL = """
+from textual.widgets import Static
+class Timeline(Static):
+    def __init__(self, run):
+        super().__init__(f"timeline of {run.id}")
+class Broken(Static):
+    def __init__(self, run):
+        raise ValueError("no timeline today")
+"""
+PLUGIN = """
+from modelscope_app.api import Panel, hookimpl
+MODELSCOPE_API = (1, 1)
+@hookimpl
+def modelscope_panels():
+    return [
+        Panel(name="timeline", title="Timeline", widget="weights_panel_widgets:Timeline", analyses=("stats",)),
+        Panel(name="broken", title="Broken", widget="weights_panel_widgets:Broken"),
+        Panel(name="other", title="Other", widget="weights_panel_widgets:Timeline", analyses=("diff",)),
+    ]
+"""
+
+
+async def test_panels_of_the_runs_plugin_are_tabs_and_a_broken_one_breaks_nothing(
+    made_run: Made, temporary_plugins: TemporaryPlugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights_panel_widgets.py").write_text(PANEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    temporary_plugins.write("lines", PLUGIN)
+    app = MscopeApp(str(made_run(facts={"answer": 42}, analysis="lines.stats").folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert titles(screen) == ["1 Facts", "2 About", "3 Log", "4 Timeline", "5 Broken"]
+        await pilot.press("4")
+        await settled(pilot)
+        assert "timeline of" in str(screen.query_one("#panel-0 Static", Static).render())
+        await pilot.press("5")
+        await settled(pilot)
+        fence = screen.query_one("#panel-1 Fence", Fence)
+        assert "The panel lines.broken failed" in str(fence.query_one(".fallen", Static).render())
+
+
+def test_differences_of_facts_are_signed_and_unknown_ones_are_not_made_up() -> None:
+    left = {"a": 1, "b": {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}, "c": None}
+    rows = difference_rows(left, {"a": 3, "b": {"value": 0.25}, "d": True})
+    assert rows == [
+        ("a", "1", "3", "+2"),
+        ("b", "0.5 [0.4, 0.6]", "0.25", "-0.25"),
+        ("c", "unknown", "not there", ""),
+        ("d", "not there", "yes", ""),
+    ]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
+async def test_two_runs_stand_side_by_side_or_one_above_the_other(made_run: Made, size: tuple[int, int]) -> None:
+    left = made_run({"tensors": TENSORS}, VIEWS, {"tensors": 2})
+    right = made_run({"tensors": TENSORS}, VIEWS[:2], {"tensors": 3}, id="20260102-030406-weights-stats-0000")
+    app = MscopeApp(str(left.folder))
+    async with app.run_test(size=size) as pilot:
+        await settled(pilot)
+        await app.push_screen(CompareScreen(left.folder, right.folder))
+        await all_settled(pilot)
+        table = app.screen.query_one(DataTable)
+        assert [cell.plain for cell in table.get_row_at(0)] == ["tensors", "2", "3", "+1"]
+        await pilot.press("2")
+        await all_settled(pilot)
+        boards = list(app.screen.query(ViewBoard))
+        assert [board.finished_run.id for board in boards] == [left.id, right.id]
+        assert (boards[0].region.x == boards[1].region.x) is (size[0] < 100)

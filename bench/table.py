@@ -153,6 +153,7 @@ def made_run(folder: Path, rows: int) -> Path:
     from modelscope_app.api import TableView
     from modelscope_app.runs.folder import RunFolder
     from modelscope_app.runs.job import Job
+    from modelscope_app.runs.status import Status, write_status
 
     draw = numpy.random.default_rng(0)
     frame = polars.DataFrame(
@@ -183,6 +184,7 @@ def made_run(folder: Path, rows: int) -> Path:
     run = RunFolder.create(folder, job)
     run.write_table("rows", frame)
     run.write_view(TableView(name="rows", title="Rows", table="rows"))
+    write_status(run.folder, Status(state="done", started=1.0, finished=2.0))
     return run.folder
 
 

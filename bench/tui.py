@@ -85,7 +85,7 @@ def busy_table(own: Path, rounds: int) -> None:
     """Keys in a large table, first while nothing runs, then beside a job that talks all the time."""
     run = made_run(own / "run", 1_000_000)
     with PseudoTerminal(app(run)) as terminal:
-        terminal.until(b"1,000,000 rows")
+        terminal.until(b"part.")
         terminal.drain(2.0)
         terminal.press(b"1")
         terminal.drain(1.0)

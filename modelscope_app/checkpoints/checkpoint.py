@@ -130,6 +130,10 @@ class OpenCheckpoint:
 
         return full_fingerprint(self)
 
+    def without_tensors(self) -> OpenCheckpoint:
+        """The same checkpoint as if no header had been read: its place, config and tokenizer files."""
+        return OpenCheckpoint(self._located, ())
+
     def check_unchanged(self) -> None:
         """Raise BadInput, naming the file, where a shard on disk is no longer the one that was opened. One `stat` a shard."""
         for shard in self.shards:

@@ -6,6 +6,7 @@ prints cannot disturb the screen.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import click
 from modelscope_app.api import BadInput, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from modelscope_app.tui.app import MscopeApp
+    from modelscope_app.tui.app import AppSettings, MscopeApp
 
 
 @click.command(name="open", short_help="Open the terminal app.")
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 def command(checkpoint: str | None) -> None:
     """Open the terminal app: on CHECKPOINT (a folder or file of safetensors, a series, a run folder, or hf:org/name), or its library."""
     check_terminal()
-    from modelscope_app.settings import read_settings
+    from modelscope_app.tui.checkpoint.early import early_reading
+
+    early = early_reading(checkpoint)
+    gc.disable()  # nothing made on the way to the first paint is garbage; the app turns it on again
     from modelscope_app.tui.app import MscopeApp
 
-    settings = read_settings().tui
-    app = MscopeApp(checkpoint, settings)
+    settings = app_settings()
+    app = MscopeApp(checkpoint, settings, early)
     with own_terminal():
         app.run(mouse=settings.mouse)
     code = app.return_code or ExitCode.DONE
@@ -38,6 +42,18 @@ def command(checkpoint: str | None) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of a plugin that never ends are nobody's any more
+
+
+def app_settings() -> AppSettings:
+    """`[tui]` in config.toml. pydantic, which checks it, takes 90 ms to import, so it is left alone where there is no such file."""
+    from modelscope_app.locations import config_dir
+    from modelscope_app.tui.app import AppSettings
+
+    if not (config_dir() / "config.toml").exists():
+        return AppSettings()
+    from modelscope_app.settings import read_settings
+
+    return AppSettings(**read_settings().tui.model_dump())
 
 
 def check_terminal() -> None:

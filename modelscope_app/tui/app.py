@@ -11,8 +11,11 @@ needed, so a checkpoint's overview is on the screen before any of them. What hap
 from __future__ import annotations
 
 import asyncio
+import gc
+import select
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,26 +25,53 @@ from textual.keys import format_key
 from textual.message import Message
 from textual.reactive import reactive
 
-from modelscope_app.api import BadInput, MscopeError, neutralised
-from modelscope_app.settings import TuiSettings
+from modelscope_app.api import BadInput, ExitCode, MscopeError, neutralised
 from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
 from modelscope_app.tui.fence import FencingApp
-from modelscope_app.tui.jobs.screen import JobCancelled, JobsScreen, ModelsUnloaded
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot, follow
-from modelscope_app.tui.messages import AnalysisChosen, CheckpointOpened, JobAsked, RunOpened, RunsCompared, Selected
+from modelscope_app.tui.messages import (
+    AnalysisChosen,
+    CheckpointOpened,
+    JobAsked,
+    JobCancelled,
+    ModelsUnloaded,
+    RunOpened,
+    RunsCompared,
+    Selected,
+)
 from modelscope_app.tui.on_screen import Copyable, Explained, Explanation, Exportable, Reproducible, Selecting, answers
 from modelscope_app.tui.selections import Selection
 from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
 
 if TYPE_CHECKING:
     from modelscope_app.jobs.client import AsyncClient
+    from modelscope_app.tui.checkpoint.early import EarlyReading
     from modelscope_app.tui.dialogs.use_selection import Use
     from modelscope_app.tui.palette import EverythingProvider
 
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """`[tui]` of the settings as the app needs them; reading no file, they cost no import of pydantic."""
+
+    theme: str = "auto"
+    mouse: bool = True
+    updates_per_second: float = 4.0
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
 Severity = Literal["information", "warning", "error"]
+
+_TERMINAL_SECONDS = 2.0
 
 KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "library", "quit")
 """What `tui.keys` can give other keys."""
+
+
+def terminal_is_gone(descriptor: int = 0) -> bool:
+    """Whether the other side of a terminal was closed."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(happened & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, happened in poll.poll(0))
 
 
 def _provider() -> type[EverythingProvider]:
@@ -96,10 +126,11 @@ class MscopeApp(FencingApp[None]):
             self.selection, self.uses = selection, uses
             super().__init__()
 
-    def __init__(self, start: str | None = None, settings: TuiSettings | None = None) -> None:
-        """Raises BadInput for a theme or a key id in the settings that there is none of."""
+    def __init__(self, start: str | None = None, settings: AppSettings | None = None, early: EarlyReading | None = None) -> None:
+        """`early` is reading `start` already. Raises BadInput for a theme or a key id in the settings that there is none of."""
         super().__init__()
-        self.settings = settings or TuiSettings()
+        self.settings = settings or AppSettings()
+        self._early = early
         self.animation_level = "none"
         for theme in THEMES:
             self.register_theme(theme)
@@ -130,10 +161,19 @@ class MscopeApp(FencingApp[None]):
         elif (Path(self.start) / "job.json").is_file():
             self.open_run(Path(self.start).absolute())
         else:
-            await self._show_checkpoint(self.start)
+            await self._show_checkpoint(self.start, self._early)
         self.call_after_refresh(self._begin_to_follow)
 
+    def _end_without_terminal(self) -> None:
+        """Where the terminal is gone and no signal said so, there is nobody to show anything to."""
+        if terminal_is_gone():
+            self.exit(return_code=ExitCode.HANGUP)
+
     def _begin_to_follow(self) -> None:
+        if not self.is_headless:
+            self.set_interval(_TERMINAL_SECONDS, self._end_without_terminal)
+        gc.freeze()
+        gc.enable()
         self.run_worker(
             follow(self._seen, self._nudge, 1 / self.settings.updates_per_second), group="follow", exclusive=True, exit_on_error=False
         )
@@ -243,11 +283,11 @@ class MscopeApp(FencingApp[None]):
 
     # Screens
 
-    async def _show_checkpoint(self, path: str) -> None:
+    async def _show_checkpoint(self, path: str, early: EarlyReading | None = None) -> None:
         from modelscope_app.tui.workspace import WorkspaceScreen
 
         await self._only_base()
-        await self.push_screen(WorkspaceScreen(path, self.snapshot))
+        await self.push_screen(WorkspaceScreen(path, self.snapshot, early))
 
     def open_run(self, folder: Path) -> None:
         """Show a run; a form that lies on top goes."""
@@ -281,6 +321,8 @@ class MscopeApp(FencingApp[None]):
 
     def action_jobs(self) -> None:
         """The jobs screen, once."""
+        from modelscope_app.tui.jobs.screen import JobsScreen
+
         if isinstance(self.screen, JobsScreen):
             return
         screen = JobsScreen()

@@ -67,3 +67,16 @@ class Selected(Message):
     def __init__(self, selection: Selection | None) -> None:
         self.selection = selection
         super().__init__()
+
+
+class JobCancelled(Message):
+    """Ask the service to stop a job; the app asks the user first."""
+
+    def __init__(self, run: str, what: str) -> None:
+        self.run = run
+        self.what = what
+        super().__init__()
+
+
+class ModelsUnloaded(Message):
+    """Ask the service to take resident models from their devices."""

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static, TabbedContent, TabPane
 
 from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.tui.checkpoint.early import EarlyReading
 from modelscope_app.tui.checkpoint.opening import Opened, opened
 from modelscope_app.tui.checkpoint.overview_page import OverviewPage
 from modelscope_app.tui.checkpoint.tensor_tree import TensorChosen, TensorTree
@@ -25,6 +26,10 @@ from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.selections import Selection
 
 _PAGES = {"overview": "1 Overview", "tensor": "2 Tensor", "analyses": "3 Analyses", "runs": "4 Runs"}
+_GLANCE_SECONDS = 0.25
+"""For which the first screen waits for the overview rather than say that headers are being read."""
+_AFTER_PAINT_SECONDS = 0.1
+"""For which the tensors, which take as long to hand over, wait for the overview to be painted."""
 _NARROW = 100
 """Columns of the terminal below which the tree takes less."""
 
@@ -34,12 +39,12 @@ class WorkspaceScreen(Screen[None]):
 
     DEFAULT_CSS = """
     WorkspaceScreen #head { height: 1; padding: 0 1; background: $panel; }
-    WorkspaceScreen #said { padding: 1 2; height: 1fr; }
     WorkspaceScreen #middle { height: 1fr; }
     WorkspaceScreen TensorTree { width: 42; border-right: solid $panel; }
     WorkspaceScreen.narrow TensorTree { width: 28; }
     WorkspaceScreen TabbedContent { width: 1fr; height: 1fr; }
     WorkspaceScreen TabPane { padding: 0; }
+    WorkspaceScreen #no-tensor { padding: 1 2; }
     """
     BINDINGS = [
         *[Binding(str(at), f"page({name!r})", title[2:], show=False) for at, (name, title) in enumerate(_PAGES.items(), start=1)],
@@ -63,11 +68,13 @@ class WorkspaceScreen(Screen[None]):
             self.sentence = sentence
             super().__init__()
 
-    def __init__(self, path: str, snapshot: JobsSnapshot | None = None) -> None:
+    def __init__(self, path: str, snapshot: JobsSnapshot | None = None, early: EarlyReading | None = None) -> None:
+        """`early` is reading it already."""
         super().__init__()
         self._path = path
         self.found: Opened | None = None
         """None until it is read."""
+        self._early = early
         if snapshot is not None:
             self.set_reactive(WorkspaceScreen.snapshot, snapshot)
 
@@ -77,16 +84,27 @@ class WorkspaceScreen(Screen[None]):
         return self.found.path if self.found is not None else None
 
     def compose(self) -> ComposeResult:
-        yield Static(Content(neutralised(self._path, 300)), id="head", markup=False)
-        yield Static("Reading headers ...", id="said", markup=False)
+        glance = self._early.glance(_GLANCE_SECONDS) if self._early is not None else None
+        yield Static(_head(glance) if glance else Content(neutralised(self._path, 300)), id="head", markup=False)
+        with Horizontal(id="middle"):
+            yield TensorTree()
+            with TabbedContent():
+                for name, title in _PAGES.items():
+                    with TabPane(title, id=name):
+                        if name == "overview":
+                            yield OverviewPage(glance)
         yield JobsBar()
         yield Footer()
 
     def on_mount(self) -> None:
-        """Read the headers."""
+        """Read the headers, or take what was read."""
         self.query_one(JobsBar).snapshot = self.snapshot
         self.set_class(self.app.size.width < _NARROW, "narrow")
-        self._open()
+        self.query_one(TensorTree).focus_tree()
+        if self._early is None:
+            self._open()
+        else:
+            self.set_timer(_AFTER_PAINT_SECONDS, self._open)
 
     def on_resize(self) -> None:
         """As there is room."""
@@ -99,27 +117,24 @@ class WorkspaceScreen(Screen[None]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="open")
     def _open(self) -> None:
+        early, self._early = self._early, None
         try:
-            self.post_message(self._Opened(opened(self._path)))
+            found = early.whole() if early is not None else None
+            self.post_message(self._Opened(found or opened(self._path)))
         except (MscopeError, OSError) as error:
             self.post_message(self._Failed(str(error)))
 
     @on(_Failed)
     def _say(self, event: _Failed) -> None:
-        self.query_one("#said", Static).update(Content(neutralised(event.sentence, 2000)))
+        self.query_one(TensorTree).fail(event.sentence)
+        self.query_one(OverviewPage).fail(event.sentence)
 
     @on(_Opened)
-    async def _show(self, event: _Opened) -> None:
+    def _show(self, event: _Opened) -> None:
         self.found = event.found
         self.query_one("#head", Static).update(_head(event.found))
-        with self.app.batch_update():
-            await self.query_one("#said").remove()
-            tree = TensorTree(event.found)
-            tabs = TabbedContent()
-            await self.mount(Horizontal(tree, tabs, id="middle"), before=self.query_one(JobsBar))
-            for name, title in _PAGES.items():
-                await tabs.add_pane(TabPane(title, id=name))
-        tree.focus_tree()
+        self.query_one(TensorTree).show(event.found)
+        self.query_one(OverviewPage).show(event.found)
         self._remember()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="remember")
@@ -133,14 +148,16 @@ class WorkspaceScreen(Screen[None]):
         if len(event.pane.children) or self.found is None:
             return
         match event.pane.id:
-            case "overview":
-                await event.pane.mount(OverviewPage(self.found))
             case "tensor":
                 await event.pane.mount(Static("Choose a tensor on the left: t goes there, enter shows it.", id="no-tensor", markup=False))
             case "analyses":
                 from modelscope_app.tui.analyses import AnalysesBrowser
 
-                await event.pane.mount(AnalysesBrowser(self.found.path, self.found.series is not None))
+                checkpoint = self.found.checkpoint
+                can_build = checkpoint is None or checkpoint.config is not None
+                has_tokenizer = checkpoint is None or bool(checkpoint.tokenizer_files)
+                is_series = self.found.series is not None
+                await event.pane.mount(AnalysesBrowser(self.found.path, is_series, has_config=can_build, has_tokenizer=has_tokenizer))
             case "runs":
                 from modelscope_app.tui.run_list import RunList
 

@@ -15,9 +15,9 @@ from textual.widgets import DataTable, Static
 from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel, WorkerInfo
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.jobs.bar import JobsBar, jobs_line
-from modelscope_app.tui.jobs.screen import JobCancelled, JobsScreen, ModelsUnloaded, devices_text
+from modelscope_app.tui.jobs.screen import JobsScreen, devices_text
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot, Pace
-from modelscope_app.tui.messages import AnalysisChosen, RunOpened
+from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
 
 RUNNING = JobInfo("20260102-1", "/runs/1", "weights.stats", "running", device="cpu", stage="moments", done=50, total=200, unit="tensors")
 QUEUED = JobInfo("20260102-2", "/runs/2", "weights.diff", "queued", position=0)

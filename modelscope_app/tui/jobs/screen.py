@@ -21,7 +21,7 @@ from modelscope_app.rendering.wording import age_text, bytes_text, count_text
 from modelscope_app.tui.jobs.bar import JobsBar
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import bar_of, checkpoint_name, device_text, progress_of, share_of, state_text
-from modelscope_app.tui.messages import AnalysisChosen, RunOpened
+from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
 from modelscope_app.tui.on_screen import Copied, Explanation
 
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 200
 _LAST_BYTES = 64_000
-
-
-class JobCancelled(Message):
-    """Ask the service to stop a job; the app asks the user first."""
-
-    def __init__(self, run: str, what: str) -> None:
-        self.run = run
-        self.what = what
-        super().__init__()
-
-
-class ModelsUnloaded(Message):
-    """Ask the service to take resident models from their devices."""
 
 
 class JobsTable(DataTable[Content]):

@@ -90,6 +90,7 @@ class RunScreen(FencingScreen[None]):
         self._status: Status | None = None
         self._pages: dict[str, _Page] = {}
         """By the id of their tab."""
+        self._head = ""
         self._wanted: str | None = None
         """The tab whose content is to have the keyboard as soon as it is there."""
 
@@ -281,7 +282,9 @@ class RunScreen(FencingScreen[None]):
             parts.append(progress_of(known, self.snapshot.rate(known.run)))
         if status.error:
             parts.append(status.error)
-        self.query_one("#head", Static).update(Content("  ".join(parts)))
+        if (head := "  ".join(parts)) != self._head:
+            self._head = head
+            self.query_one("#head", Static).update(Content(head))
 
 
 class LogPage(VerticalScroll):

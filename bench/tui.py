@@ -58,7 +58,7 @@ def main() -> None:
 
 def app(*words: object) -> list[str]:
     """`mscope` of this interpreter."""
-    return [sys.executable, "-m", "modelscope_app.cli.main", *map(str, words)]
+    return [sys.executable, "-m", "modelscope_app.cli.start", *map(str, words)]
 
 
 def first_paint(folder: Path, rounds: int) -> None:

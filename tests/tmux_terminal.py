@@ -28,7 +28,7 @@ class Terminal:
 
     def start(self, *words: object, **environment: str) -> None:
         """Run a command in the window, in place of what ran there. `mscope` is that of this interpreter."""
-        program = [sys.executable, "-m", "modelscope_app.cli.main", *map(str, words)]
+        program = [sys.executable, "-m", "modelscope_app.cli.start", *map(str, words)]
         kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         environment = {**kept, "LANG": "C.UTF-8", "TERM": "tmux-256color", **environment}
         line = shlex.join(["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *program])

@@ -18,20 +18,7 @@ import click
 
 from modelscope_app import __version__
 from modelscope_app.api.errors import ExitCode, MscopeError
-
-SUBCOMMANDS = {
-    "open": ("modelscope_app.cli.open", "Open the terminal app; `mscope CHECKPOINT` does the same."),
-    "inspect": ("modelscope_app.cli.inspect", "What is in a checkpoint: tensors, sizes, architecture, problems."),
-    "run": ("modelscope_app.cli.run", "Run an analysis on a checkpoint."),
-    "runs": ("modelscope_app.cli.runs", "Look at, follow, cancel, resume, export and remove runs."),
-    "service": ("modelscope_app.cli.service", "Start, stop and look at the service that queues jobs."),
-    "analyses": ("modelscope_app.cli.analyses", "What can be run, and its options."),
-    "plugins": ("modelscope_app.cli.plugins", "List, check and create plugins."),
-    "cache": ("modelscope_app.cli.cache", "Show or clear what can be computed again."),
-    "completion": ("modelscope_app.cli.completion", "Tab completion for bash, zsh and fish."),
-    "demo": ("modelscope_app.cli.demo", "Run the weight analyses on a sample checkpoint and write a report."),
-}
-"""Module and one-line help by name; each module has a click command named `command`."""
+from modelscope_app.cli.subcommands import SUBCOMMANDS, is_to_open
 
 BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read stdout went away."""
@@ -65,7 +52,7 @@ class Subcommands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in SUBCOMMANDS and not name.startswith("-") and ("/" in name or name.startswith("hf:") or Path(name).exists()):
+        if is_to_open(name):
             return "open", self.get_command(ctx, "open"), args
         return super().resolve_command(ctx, args)
 

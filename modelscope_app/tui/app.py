@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from modelscope_app.tui.dialogs.use_selection import Use
     from modelscope_app.tui.palette import EverythingProvider
 
+
 @dataclass(frozen=True, slots=True)
 class AppSettings:
     """`[tui]` of the settings as the app needs them; reading no file, they cost no import of pydantic."""

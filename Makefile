@@ -33,6 +33,8 @@ bench: weights  ## every benchmark; one JSON line per figure
 	$(BIN)/python bench/inspect.py
 	$(BIN)/python bench/load.py
 	$(BIN)/python bench/jobs.py
+	$(BIN)/python bench/tui.py
+	$(BIN)/python bench/table.py
 
 oracles:  ## ask the independent oracles again, in an environment of their own, and rewrite their answers
 	$(PYTHON) -m venv .venv-oracles

@@ -75,3 +75,37 @@ PACKAGES = [
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_does_not_import_torch(package: str) -> None:
     assert not imported(f"import modelscope_app.{package}") & {"torch", "transformers", "textual", "polars", "matplotlib"}
+
+
+TUI = [
+    "tui.app",
+    "tui.workspace",
+    "tui.run.screen",
+    "tui.library.screen",
+    "tui.jobs.screen",
+    "tui.run_list",
+    "tui.checkpoint.tensor_detail",
+]
+
+
+@pytest.mark.parametrize("module", TUI)
+def test_the_app_imports_nothing_heavy_but_textual(module: str) -> None:
+    assert not imported(f"import modelscope_app.{module}") & ((HEAVY - {"textual"}) | {"pyarrow", "textual_plot", "textual_fastdatatable"})
+
+
+_SHOWN = """
+import asyncio
+from modelscope_app.tui.app import MscopeApp
+from modelscope_app.tui.checkpoint.overview_page import OverviewPage
+async def show():
+    app = MscopeApp({path!r})
+    async with app.run_test() as pilot:
+        while "4,810 in 4 tensors" not in app.export_screenshot().replace("&#160;", " "):
+            await pilot.pause(0.02)
+asyncio.run(show())
+"""
+
+
+def test_the_overview_is_on_the_screen_before_torch_or_a_plugin_is_imported() -> None:
+    found = imported(_SHOWN.format(path=str(SAMPLE)))
+    assert not found & {"torch", "transformers", "polars", "numpy", "modelscope_weights"}

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from modelscope_app.api import BadInput, ExitCode
-
-SAMPLE = "digits-mlp"
+from modelscope_app.checkpoints.samples import FIRST, samples_folder
 
 
 @click.command(short_help="Run the weight analyses on a sample checkpoint and write a report.")
@@ -17,8 +16,10 @@ def command(out: Path | None) -> int:
     """Look into a small trained classifier: its tensors, how a second one differs, how it changed while it learned."""
     from modelscope_app.cli.main import exit_code_of
 
-    samples = sample_checkpoints()
-    first, second = samples / SAMPLE, samples / f"{SAMPLE}-b"
+    samples = samples_folder()
+    if samples is None:
+        raise BadInput("the sample checkpoints are not installed; clone the repository and run `make demo` there")
+    first, second = samples / FIRST, samples / f"{FIRST}-b"
     jobs = [
         ("stats", ["weights.stats", str(first)]),
         ("diff", ["weights.diff", str(first), str(second)]),
@@ -38,15 +39,6 @@ def command(out: Path | None) -> int:
     for report in reports:
         print(f"  {report}")
     return ExitCode.DONE
-
-
-def sample_checkpoints() -> Path:
-    """The folder of sample checkpoints: in the checkout, or beside the installed package. Raises BadInput."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent / "sample_checkpoints", package / "sample_checkpoints"):
-        if (folder / SAMPLE / "config.json").is_file():
-            return folder
-    raise BadInput("the sample checkpoints are not installed; clone the repository and run `make demo` there")
 
 
 def _new_folder(out: Path, name: str) -> Path:

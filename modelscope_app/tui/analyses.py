@@ -18,10 +18,10 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from modelscope_app.api import Checkpoints, MscopeError
-from modelscope_app.tui.forms.plugins import Plugins, shared_plugins
 from modelscope_app.tui.messages import AnalysisChosen
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
+from modelscope_app.tui.plugins import Plugins, shared_plugins
 
 if TYPE_CHECKING:
     from modelscope_app.plugin_host import PluginHost

@@ -16,6 +16,7 @@ import select
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,8 +141,8 @@ class MscopeApp(FencingApp[None]):
             raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
         self.set_keymap(self.settings.keys)
         self.start = start
-        self.selected: Selection | None = None
-        """What the user was on last."""
+        self.selected: dict[str, Selection] = {}
+        """What the user was on last, by kind; the latest kind last."""
         self._nudge = asyncio.Event()
 
     def _theme_wanted(self) -> str:
@@ -241,10 +242,12 @@ class MscopeApp(FencingApp[None]):
         self.push_screen(CompareScreen(event.left, event.right))
 
     def on_analysis_chosen(self, event: AnalysisChosen) -> None:
-        self.choose_analysis(event.analysis, event.checkpoints, event.params)
+        self.choose_analysis(event.analysis, event.checkpoints, event.params, device=event.device, dtype=event.dtype, seed=event.seed)
 
     def on_selected(self, event: Selected) -> None:
-        self.selected = event.selection
+        if event.selection is not None:
+            self.selected.pop(event.selection.kind, None)
+            self.selected[event.selection.kind] = event.selection
 
     def on_job_asked(self, event: JobAsked) -> None:
         """Give it to the service; the form goes when it was taken."""
@@ -301,12 +304,22 @@ class MscopeApp(FencingApp[None]):
         else:
             self.push_screen(screen)
 
-    def choose_analysis(self, analysis: str, checkpoints: Sequence[str] = (), params: Mapping[str, Any] | None = None) -> None:
+    def choose_analysis(
+        self,
+        analysis: str,
+        checkpoints: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        seed: int | None = None,
+    ) -> None:
         """Show the form of an analysis; without `checkpoints`, on the open one."""
         from modelscope_app.tui.forms.screen import FormScreen
 
         given = tuple(checkpoints) or ((self.checkpoint,) if self.checkpoint else ())
-        self.push_screen(FormScreen(analysis, given, dict(params or {})))
+        latest = tuple(reversed(self.selected.values()))
+        self.push_screen(FormScreen(analysis, given, dict(params or {}), selections=latest, device=device, dtype=dtype, seed=seed))
 
     async def action_library(self) -> None:
         """The library, whatever is open."""
@@ -443,19 +456,20 @@ class MscopeApp(FencingApp[None]):
         """Hand what is selected to an analysis."""
         selection = next(
             (found for widget in answers(self.screen, Selecting) if (found := widget.selection()) is not None),  # type: ignore[type-abstract]
-            self.selected,
+            next(reversed(self.selected.values()), None),
         )
         if selection is None:
             self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
             return
         self._find_uses(selection)
 
-    @work(thread=True, exclusive=True, exit_on_error=False, group="uses")
-    def _find_uses(self, selection: Selection) -> None:
+    @work(exclusive=True, exit_on_error=False, group="uses")
+    async def _find_uses(self, selection: Selection) -> None:
         from modelscope_app.tui.dialogs.use_selection import uses_of
+        from modelscope_app.tui.plugins import shared_plugins
 
         try:
-            self.post_message(self.UsesFound(selection, uses_of(selection)))
+            self.post_message(self.UsesFound(selection, await shared_plugins().ask(partial(uses_of, selection))))
         except MscopeError as error:
             self.post_message(self.Told(str(error), "error"))
 

@@ -40,11 +40,22 @@ class RunsCompared(Message):
 class AnalysisChosen(Message):
     """Show the form of an analysis."""
 
-    def __init__(self, analysis: str, checkpoints: Sequence[str] = (), params: Mapping[str, Any] | None = None) -> None:
-        """`params` are values to begin with, by name, on top of those last used."""
+    def __init__(
+        self,
+        analysis: str,
+        checkpoints: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """`params`, by name, and where it runs are values to begin with, on top of those last used."""
         self.analysis = analysis
         self.checkpoints = tuple(checkpoints)
         self.params = dict(params or {})
+        self.device = device
+        self.dtype = dtype
+        self.seed = seed
         super().__init__()
 
 

@@ -33,7 +33,13 @@ class EverythingProvider(Provider):
 
     async def startup(self) -> None:
         """Read analyses and runs."""
-        self._found = await asyncio.to_thread(_analyses_and_runs)
+        from modelscope_app.tui.plugins import shared_plugins
+
+        try:
+            analyses = await shared_plugins().ask(lambda host: [(bound.id, bound.analysis.title) for bound in host.analyses()])
+        except MscopeError:
+            analyses = []  # the list of analyses says what is wrong with the plugins
+        self._found = (analyses, await asyncio.to_thread(_runs))
 
     async def discover(self) -> Hits:
         """What is there before anything is typed."""
@@ -84,13 +90,7 @@ class EverythingProvider(Provider):
                     return
 
 
-def _analyses_and_runs() -> tuple[list[tuple[str, str]], list[tuple[str, str, Path]]]:
-    from modelscope_app.plugin_host import PluginHost
+def _runs() -> list[tuple[str, str, Path]]:
     from modelscope_app.runs.index import all_runs
 
-    try:
-        analyses = [(bound.id, bound.analysis.title) for bound in PluginHost().analyses()]
-    except MscopeError:
-        analyses = []
-    runs = [(run.id, ", ".join(Path(one.path).name for one in run.job.checkpoints), run.folder) for run in all_runs()]
-    return analyses, runs
+    return [(run.id, ", ".join(Path(one.path).name for one in run.job.checkpoints), run.folder) for run in all_runs()]

@@ -17,6 +17,12 @@ from modelscope_app.runs.status import Status, write_status
 MadeRun = Callable[..., RunFolder]
 
 
+@pytest.fixture(autouse=True)
+def own_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test finds the plugins there are for it."""
+    monkeypatch.setattr("modelscope_app.tui.plugins._shared", None)
+
+
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch) -> None:
     """The app as it is in a terminal with all colours."""

@@ -23,9 +23,9 @@ from modelscope_app.testing import TemporaryPlugins
 from modelscope_app.tui.forms import screen
 from modelscope_app.tui.forms.checking import Checked
 from modelscope_app.tui.forms.fields import Field
-from modelscope_app.tui.forms.plugins import Plugins
 from modelscope_app.tui.forms.screen import FormScreen
 from modelscope_app.tui.messages import JobAsked
+from modelscope_app.tui.plugins import Plugins
 
 SAMPLE = str(Path(__file__).resolve().parents[2] / "sample_checkpoints" / "digits-mlp")
 HOSTILE = "[bold red]x[/] \x1b[31mred\x1b]0;title\x07 \u202ertl"

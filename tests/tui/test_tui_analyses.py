@@ -15,8 +15,8 @@ from tui.form_app import seen, settled
 from modelscope_app.api import Checkpoints
 from modelscope_app.testing import TemporaryPlugins
 from modelscope_app.tui.analyses import AnalysesBrowser, Opened, why_not
-from modelscope_app.tui.forms.plugins import Plugins
 from modelscope_app.tui.messages import AnalysisChosen
+from modelscope_app.tui.plugins import Plugins
 
 pytest_plugins = ["modelscope_app.testing"]
 

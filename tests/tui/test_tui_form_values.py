@@ -18,7 +18,7 @@ from modelscope_app.tui.forms import kept_values
 from modelscope_app.tui.forms.checking import Asked, Loaded, checked, checked_params, layers_of
 from modelscope_app.tui.forms.completion import ListSuggester, completed_path
 from modelscope_app.tui.forms.entries import checkpoint_entries, param_entry, sites_of
-from modelscope_app.tui.forms.plugins import Plugins
+from modelscope_app.tui.plugins import Plugins
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_checkpoints" / "digits-mlp"
 

@@ -21,8 +21,8 @@ from modelscope_app.api import JobFailed
 from modelscope_app.testing import TemporaryPlugins
 from modelscope_app.tui.forms import kept_values, screen
 from modelscope_app.tui.forms.fields import Choice, Field, Flag, TextField
-from modelscope_app.tui.forms.plugins import Plugins
 from modelscope_app.tui.forms.screen import FormScreen
+from modelscope_app.tui.plugins import Plugins
 
 pytest_plugins = ["modelscope_app.testing", "tui.form_app"]
 

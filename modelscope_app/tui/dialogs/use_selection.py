@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -14,6 +14,9 @@ from textual.widgets.option_list import Option
 
 from modelscope_app.api import neutralised
 from modelscope_app.tui.selections import Selection
+
+if TYPE_CHECKING:
+    from modelscope_app.plugin_host import PluginHost
 
 
 class Use(NamedTuple):
@@ -66,13 +69,12 @@ def _line(use: Use) -> Content:
     return Content(f"{place} {neutralised(use.analysis, 60)}  {neutralised(use.title, 60)}")
 
 
-def uses_of(selection: Selection, host: object | None = None) -> tuple[Use, ...]:
-    """Where a selection can go: every param that takes its kind, over all working plugins. Imports plugins; call it in a thread."""
-    from modelscope_app.plugin_host import PluginHost, param_fields
+def uses_of(selection: Selection, host: PluginHost) -> tuple[Use, ...]:
+    """Where a selection can go: every param that takes its kind, over all working plugins. Imports them."""
+    from modelscope_app.plugin_host import param_fields
 
-    plugins = host if isinstance(host, PluginHost) else PluginHost()
     found = []
-    for bound in plugins.analyses():
+    for bound in host.analyses():
         try:
             fields = param_fields(bound.analysis.params)
         except TypeError:

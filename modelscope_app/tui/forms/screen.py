@@ -29,10 +29,10 @@ from modelscope_app.tui.forms.entries import Entry, checkpoint_entries, host_ent
 from modelscope_app.tui.forms.estimate_line import EstimateLine, Estimator, ServiceEstimator
 from modelscope_app.tui.forms.fields import Field
 from modelscope_app.tui.forms.picking import pick
-from modelscope_app.tui.forms.plugins import Plugins, shared_plugins
 from modelscope_app.tui.messages import JobAsked
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
+from modelscope_app.tui.plugins import Plugins, shared_plugins
 from modelscope_app.tui.selections import Selection
 
 if TYPE_CHECKING:

@@ -137,7 +137,8 @@ class JobsScreen(Screen[None]):
         except MscopeError as error:
             self.app.notify(str(error), severity="error", markup=False)
             return
-        self.post_message(AnalysisChosen(asked.analysis, [checkpoint.path for checkpoint in asked.checkpoints], asked.params))
+        checkpoints = [checkpoint.path for checkpoint in asked.checkpoints]
+        self.post_message(AnalysisChosen(asked.analysis, checkpoints, asked.params, asked.device, asked.dtype, asked.seed))
 
     def action_unload(self) -> None:
         """All resident models."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,7 @@ class RunScreen(FencingScreen[None]):
         self._status: Status | None = None
         self._pages: dict[str, _Page] = {}
         """By the id of their tab."""
+        self._panels: tuple[FoundPanel, ...] = ()
         self._head = ""
         self._wanted: str | None = None
         """The tab whose content is to have the keyboard as soon as it is there."""
@@ -136,9 +138,6 @@ class RunScreen(FencingScreen[None]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="read")
     def _read(self) -> None:
-        from modelscope_app.plugin_host import PluginHost
-        from modelscope_app.tui.run.panels import panels_of
-
         try:
             run = RunFolder.open(self.folder)
             status = run.read_status()
@@ -151,12 +150,16 @@ class RunScreen(FencingScreen[None]):
             self.post_message(self._Failed(str(error)))
             return
         self.post_message(self._Read(run, (*views, *tables), status, ()))
-        try:
-            panels = panels_of(run, PluginHost())
-        except MscopeError:
-            panels = ()  # settings that cannot be read were said at the start; the run opens without plugins
-        if panels:
-            self.post_message(self._Read(run, (*views, *tables), status, panels))
+
+    @work(exclusive=True, exit_on_error=False, group="panels")
+    async def _find_panels(self, run: RunFolder, views: tuple[View, ...], status: Status) -> None:
+        """Panels come after the views, because plugins take a while to import. Settings that are wrong were said at the start."""
+        from modelscope_app.tui.plugins import shared_plugins
+        from modelscope_app.tui.run.panels import panels_of
+
+        with suppress(MscopeError):
+            if panels := await shared_plugins().ask(partial(panels_of, run)):
+                self.post_message(self._Read(run, views, status, panels))
 
     @on(_Failed)
     async def _say(self, event: _Failed) -> None:
@@ -171,6 +174,11 @@ class RunScreen(FencingScreen[None]):
         first = self.run is None
         self.run, self._status = event.run, event.status
         self._show_head()
+        if first:
+            self._find_panels(event.run, event.views, event.status)
+        elif not event.panels and self._panels:  # read again, as it has ended: its panels are known
+            event.panels = self._panels
+        self._panels = event.panels
         self.query_one("#said").display = False
         pages = self._pages_of(event)
         if {tab: page.title for tab, page in pages.items()} == {tab: page.title for tab, page in self._pages.items()}:
@@ -201,7 +209,8 @@ class RunScreen(FencingScreen[None]):
 
         pages: dict[str, _Page] = {}
         for at, view in enumerate(event.views):
-            pages[f"view-{at}"] = _Page(view.title or view.name, partial(board_for, event.run, view))
+            what = f"The view {neutralised(view.name, 80)}"
+            pages[f"view-{at}"] = _Page(view.title or view.name, partial(Fence, what, partial(board_for, event.run, view)))
         pages["about"] = _Page("About", partial(AboutRun, event.run))
         pages["log"] = _Page("Log", partial(LogPage, event.run.folder))
         for at, panel in enumerate(event.panels):  # last, because finding them takes longer than reading the run
@@ -244,7 +253,8 @@ class RunScreen(FencingScreen[None]):
         """The form with what this run was given."""
         if self.run is not None:
             job = self.run.job
-            self.post_message(AnalysisChosen(job.analysis, [checkpoint.path for checkpoint in job.checkpoints], job.params))
+            checkpoints = [checkpoint.path for checkpoint in job.checkpoints]
+            self.post_message(AnalysisChosen(job.analysis, checkpoints, job.params, job.device, job.dtype, job.seed))
 
     def headless_command(self) -> str | None:
         """The command that computes the run again."""

@@ -95,7 +95,7 @@ class BarLines(Picture):
     def render_line(self, y: int) -> Strip:
         """The axis, then one bar a line."""
         if not hasattr(self, "room"):
-            return Strip.blank(self.size.width)
+            return Strip.blank(self.size.width, self.rich_style)
         if y == 0:
             return self.strip([Segment(self._axis(), self.muted_style())])
         at = y - 1 + round(self.scroll_offset.y)

@@ -1,0 +1,276 @@
+"""Keys that work everywhere, the palette, themes and settings of the app, asked of the real app on a sample checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import polars
+import pytest
+from textual.widgets import Input, OptionList, Static
+from tui_waiting import all_settled
+
+from modelscope_app.api import BadInput, TableView
+from modelscope_app.checkpoints.samples import samples_folder
+from modelscope_app.plugin_host import PluginHost
+from modelscope_app.runs.folder import RunFolder
+from modelscope_app.settings import TuiSettings, read_settings
+from modelscope_app.testing.temporary_plugins import TemporaryPlugins
+from modelscope_app.tui.app import KEY_IDS, AppSettings, MscopeApp, terminal_is_gone
+from modelscope_app.tui.checkpoint.tensor_tree import TensorTree
+from modelscope_app.tui.copying import copied_file
+from modelscope_app.tui.dialogs.export import ExportScreen
+from modelscope_app.tui.dialogs.help import HelpScreen
+from modelscope_app.tui.dialogs.question import Question
+from modelscope_app.tui.dialogs.use_selection import UseScreen, uses_of
+from modelscope_app.tui.forms.screen import FormScreen
+from modelscope_app.tui.jobs.screen import JobsScreen
+from modelscope_app.tui.library.screen import LibraryScreen
+from modelscope_app.tui.messages import JobCancelled
+from modelscope_app.tui.run.screen import RunScreen
+from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.themes import THEMES
+from modelscope_app.tui.workspace import WorkspaceScreen
+
+pytest_plugins = ["modelscope_app.testing"]
+
+FOLDER = samples_folder()
+assert FOLDER is not None
+SAMPLE = FOLDER / "digits-mlp"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "app.md"
+
+
+def words(app: MscopeApp) -> str:
+    """Everything on the screen that is on top."""
+    return "\n".join(str(widget.render()) for widget in app.screen.query(Static))
+
+
+async def test_help_explains_the_focused_thing_and_lists_its_keys() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 50)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, HelpScreen)
+        said = words(app)
+        assert "Every tensor of the checkpoint" in said and "Search tensors" in said and "Everywhere" in said and "Quit" in said
+        await pilot.press("escape")
+        await pilot.press("3")
+        await all_settled(pilot)
+        await pilot.press("question_mark")
+        assert "analys" in words(app).lower()
+
+
+async def test_copying_reaches_the_clipboard_and_the_file() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test() as pilot:
+        await all_settled(pilot)
+        await pilot.press("c")
+        assert app.clipboard == f"mscope inspect {SAMPLE} --tensors" == copied_file().read_text()
+        assert copied_file().stat().st_mode & 0o077 == 0
+        assert app.screen.query_one(TensorTree).reveal("layers.1.bias")
+        await all_settled(pilot)
+        await pilot.press("y")
+        assert app.clipboard == copied_file().read_text() == "layers.1.bias"
+
+
+async def test_export_writes_what_is_on_the_screen(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    table = polars.DataFrame({"tensor": ["a", "b"], "norm": [1.0, 2.0]})
+    app = MscopeApp(str(made_run({"tensors": table}, [TableView(name="tensors", title="Tensors", table="tensors")]).folder))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("1")
+        await all_settled(pilot)
+        for format in ("csv", "parquet", "json", "html", "svg"):
+            await pilot.press("e")
+            await pilot.pause()
+            assert isinstance(app.screen, ExportScreen)
+            formats = app.screen.query_one(OptionList)
+            formats.highlighted = [str(option.id) for option in formats.options].index(format)
+            await pilot.pause()
+            app.screen.query_one(Input).value = str(tmp_path / "out" / f"table.{format}")
+            await pilot.press("enter")
+            await all_settled(pilot)
+            assert not isinstance(app.screen, ExportScreen), words(app)
+        assert polars.read_csv(tmp_path / "out" / "table.csv").rows() == table.rows()
+        assert polars.read_parquet(tmp_path / "out" / "table.parquet").rows() == table.rows()
+        assert "<svg" in (tmp_path / "out" / "table.svg").read_text() and "<html" in (tmp_path / "out" / "table.html").read_text()
+
+
+async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    app = MscopeApp(str(made_run(facts={"a": 1}).folder))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("1")
+        await all_settled(pilot)
+        await pilot.press("e")
+        await pilot.pause()
+        app.screen.query_one(Input).value = str(tmp_path / "file" / "under")
+        await pilot.press("enter")
+        await all_settled(pilot)
+        assert isinstance(app.screen, ExportScreen) and "cannot be written" in words(app)
+
+
+TAKING = """
+from pydantic import BaseModel
+from modelscope_app.api import Analysis, Selection, hookimpl
+MODELSCOPE_API = (1, 1)
+class Params(BaseModel):
+    query: Selection["tensor", "token"] = ""
+@hookimpl
+def modelscope_analyses():
+    return [Analysis(name="trace", title="Trace it", summary="Where does it come from?", params=Params, run="nowhere:run")]
+"""
+
+
+async def test_a_selection_is_offered_to_every_analysis_that_takes_its_kind(temporary_plugins: TemporaryPlugins) -> None:
+    temporary_plugins.write("asker", TAKING)
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        assert app.screen.query_one(TensorTree).reveal("layers.1.bias")
+        await all_settled(pilot)
+        await pilot.press("u")
+        await all_settled(pilot)
+        assert isinstance(app.screen, UseScreen)
+        menu = app.screen.query_one(OptionList)
+        offered = [str(option.prompt) for option in menu.options]
+        assert "as only in weights.stats  Weight statistics" in offered
+        menu.highlighted = offered.index("as query in asker.trace  Trace it")
+        await pilot.press("enter")
+        await all_settled(pilot)
+        assert isinstance(app.screen, FormScreen)
+        assert any(field.value == "layers.1.bias" for field in app.screen.query(Input))
+
+
+def test_a_checkpoint_can_be_used_where_one_is_taken() -> None:
+    uses = uses_of(Selection("checkpoint", "/models/a", "a"), PluginHost(disabled=()))
+    assert {use.analysis for use in uses} >= {"weights.stats", "weights.diff"} and "weights.series" not in {use.analysis for use in uses}
+
+
+async def test_the_palette_finds_analyses_tensors_themes_and_runs(made_run: Callable[..., RunFolder]) -> None:
+    made_run(folder=Path(os.environ["MSCOPE_DATA_DIR"]) / "runs" / "20260102-030405-weights-stats-abcd")
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await all_settled(pilot)
+        for typed, kind in (("weights.diff", FormScreen), ("open run 2026", RunScreen)):
+            await pilot.press("ctrl+p")
+            await pilot.pause()
+            app.screen.query_one(Input).value = typed
+            for _ in range(100):
+                await pilot.pause(0.02)
+                if app.screen.query_one("CommandList", OptionList).option_count:
+                    break
+            await pilot.press("enter")
+            if not isinstance(app.screen, kind):
+                await pilot.press("enter")
+            await all_settled(pilot)
+            assert isinstance(app.screen, kind), typed
+            await pilot.press("escape")
+            await all_settled(pilot)
+        assert isinstance(app.screen, WorkspaceScreen)
+        await app.show_tensor("layers.1.bias")
+        await all_settled(pilot)
+        assert "layers.1.bias" in words(app)
+
+
+async def test_screens_lead_back_to_where_one_came_from() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("J")
+        assert isinstance(app.screen, JobsScreen)
+        await pilot.press("J", "escape")
+        assert isinstance(app.screen, WorkspaceScreen)
+        await pilot.press("escape")
+        await all_settled(pilot)
+        assert isinstance(app.screen, LibraryScreen)
+        await pilot.press("escape", "L")
+        assert isinstance(app.screen, LibraryScreen)
+        await pilot.press("enter")
+        await all_settled(pilot)
+        assert isinstance(app.screen, WorkspaceScreen), "the checkpoint that was open is the first of the recent ones"
+        await pilot.press("ctrl+q")
+        assert app.return_code == 0
+
+
+async def test_cancelling_a_job_asks_and_no_is_the_first_answer() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await all_settled(pilot)
+        app.post_message(JobCancelled("20260102-1", "weights.stats"))
+        await pilot.pause()
+        assert isinstance(app.screen, Question) and app.focused is not None and app.focused.id == "no"
+        await pilot.press("enter")
+        assert isinstance(app.screen, WorkspaceScreen)
+
+
+@pytest.mark.parametrize("theme", [*(theme.name for theme in THEMES), "ansi-dark", "ansi-light"])
+async def test_every_theme_of_ours_draws_the_same_words(colour: None, theme: str) -> None:
+    app = MscopeApp(str(SAMPLE), AppSettings(theme=theme))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await all_settled(pilot)
+        text = re.sub(r"\s+|&#160;", " ", re.sub(r"<[^>]+>", "", app.export_screenshot()))
+        for said in ("4,810 in 4 tensors", "1 Overview", "no jobs"):
+            assert said in text
+
+
+def test_what_is_wrong_in_the_settings_is_named_with_what_there_is() -> None:
+    with pytest.raises(BadInput, match=r"tui\.theme = 'mscope-drak'.*mscope-dark"):
+        MscopeApp(None, AppSettings(theme="mscope-drak"))
+    with pytest.raises(BadInput, match=r"tui\.keys\.quti.*quit"):
+        MscopeApp(None, AppSettings(keys={"quti": "f5"}))
+
+
+async def test_keys_can_be_others() -> None:
+    app = MscopeApp(str(SAMPLE), AppSettings(keys={"jobs": "f5", "help": "f1,question_mark"}))
+    async with app.run_test() as pilot:
+        await all_settled(pilot)
+        await pilot.press("J")
+        assert isinstance(app.screen, WorkspaceScreen)
+        await pilot.press("f5")
+        assert isinstance(app.screen, JobsScreen)
+        await pilot.press("f1")
+        assert isinstance(app.screen, HelpScreen)
+
+
+def test_the_page_on_the_app_names_every_setting_key_id_and_theme() -> None:
+    page = DOCS.read_text()
+    block = re.search(r"```toml\n(\[tui\].*?)```", page, re.DOTALL)
+    assert block is not None
+    written = tomllib.loads(block[1])["tui"]
+    assert set(written) == set(TuiSettings.model_fields)
+    assert TuiSettings(**written) == TuiSettings() == read_settings().tui
+    assert all(f"`{name}`" in page for name in (*KEY_IDS, *(theme.name for theme in THEMES), "ansi-dark", "ansi-light"))
+
+
+def test_a_terminal_that_was_closed_is_noticed() -> None:
+    master, slave = os.openpty()
+    assert not terminal_is_gone(slave)
+    os.close(master)
+    assert terminal_is_gone(slave)
+    os.close(slave)
+
+
+HOSTILE = ["\x1b[31mred\x1b[0m", "[bold]x[/bold]", "שלום.weight", "n" * 10_000]
+
+
+async def test_hostile_names_of_tensors_and_folders_break_no_screen(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "[red]a\x1b[1mb"
+    folder.mkdir()
+    save_file({name: torch.zeros(2) for name in HOSTILE}, folder / "model.safetensors", {"[link]": "\x1b]0;title\x07"})
+    app = MscopeApp(str(folder))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await all_settled(pilot)
+        for key in ("down", "enter", "2", "y", "c", "question_mark", "escape", "3", "4", "1", "escape"):
+            await pilot.press(key)
+            await all_settled(pilot)
+            painted = "".join(segment.text for strip in app.screen._compositor.render_strips() for segment in strip)
+            assert "\x1b" not in painted and "\x07" not in painted
+        assert app.is_running

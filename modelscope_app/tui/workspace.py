@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Footer, Static, TabbedContent, TabPane
 
 from modelscope_app.api import MscopeError, neutralised
@@ -75,6 +76,8 @@ class WorkspaceScreen(Screen[None]):
         self.found: Opened | None = None
         """None until it is read."""
         self._early = early
+        self._wanted: str | None = None
+        """The page that is to have the keyboard as soon as it is there."""
         if snapshot is not None:
             self.set_reactive(WorkspaceScreen.snapshot, snapshot)
 
@@ -130,11 +133,14 @@ class WorkspaceScreen(Screen[None]):
         self.query_one(OverviewPage).fail(event.sentence)
 
     @on(_Opened)
-    def _show(self, event: _Opened) -> None:
+    async def _show(self, event: _Opened) -> None:
         self.found = event.found
         self.query_one("#head", Static).update(_head(event.found))
         self.query_one(TensorTree).show(event.found)
         self.query_one(OverviewPage).show(event.found)
+        active = self.query_one(TabbedContent).active_pane
+        if active is not None:
+            await self._fill(active)
         self._remember()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="remember")
@@ -145,23 +151,31 @@ class WorkspaceScreen(Screen[None]):
 
     async def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
         """Make what is looked at for the first time."""
-        if len(event.pane.children) or self.found is None:
-            return
-        match event.pane.id:
-            case "tensor":
-                await event.pane.mount(Static("Choose a tensor on the left: t goes there, enter shows it.", id="no-tensor", markup=False))
+        await self._fill(event.pane)
+
+    async def _fill(self, pane: TabPane) -> None:
+        if self.found is None:
+            return  # as soon as it is read
+        if not len(pane.children):
+            await pane.mount(self._page(pane.id or "", self.found))
+        if self._wanted == pane.id:
+            self._focus_page(pane)
+
+    def _page(self, name: str, found: Opened) -> Widget:
+        match name:
             case "analyses":
                 from modelscope_app.tui.analyses import AnalysesBrowser
 
-                checkpoint = self.found.checkpoint
-                can_build = checkpoint is None or checkpoint.config is not None
-                has_tokenizer = checkpoint is None or bool(checkpoint.tokenizer_files)
-                is_series = self.found.series is not None
-                await event.pane.mount(AnalysesBrowser(self.found.path, is_series, has_config=can_build, has_tokenizer=has_tokenizer))
+                one = found.checkpoint
+                can_build = one is None or one.config is not None
+                has_tokenizer = one is None or bool(one.tokenizer_files)
+                return AnalysesBrowser(found.path, found.series is not None, has_config=can_build, has_tokenizer=has_tokenizer)
             case "runs":
                 from modelscope_app.tui.run_list import RunList
 
-                await event.pane.mount(RunList(self.found.path))
+                return RunList(found.path)
+            case _:
+                return Static("Choose a tensor on the left: t goes there, enter shows it.", id="no-tensor", markup=False)
 
     @on(TensorChosen)
     async def _show_chosen(self, event: TensorChosen) -> None:
@@ -180,15 +194,18 @@ class WorkspaceScreen(Screen[None]):
             if refresh is not None:
                 refresh()
 
-    def action_page(self, name: str) -> None:
-        """One of the tabs, with the keyboard in it."""
-        if self.found is None:
-            return
-        self.query_one(TabbedContent).active = name
-        self.call_after_refresh(self._focus_page, name)
+    async def action_page(self, name: str) -> None:
+        """One of the tabs, with the keyboard in it; also one that was asked for before the headers were read."""
+        self._wanted = name
+        tabs = self.query_one(TabbedContent)
+        if tabs.active == name:
+            await self._fill(tabs.get_pane(name))
+        else:
+            tabs.active = name
 
-    def _focus_page(self, name: str) -> None:
-        for widget in self.query_one(f"#{name}", TabPane).query("*"):
+    def _focus_page(self, pane: TabPane) -> None:
+        self._wanted = None
+        for widget in pane.query("*"):
             if widget.focusable:
                 widget.focus()
                 return

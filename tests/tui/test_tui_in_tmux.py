@@ -43,7 +43,7 @@ def test_quit_while_a_job_runs_come_back_and_see_it_finish(window: Terminal, job
     window.wait_for("jobs go on:", "mscope runs watch", "ended with 0")
     window.start()
     window.wait_for("Library", "survivor.two-passes")
-    window.press_until("3", "survivor.two-passes on")
+    window.press_until("3", "no checkpoint")
     window.wait_for("+ done")
 
 

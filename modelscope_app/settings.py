@@ -37,6 +37,8 @@ from modelscope_app import locations
 from modelscope_app.api import BadInput
 
 FILE_NAME = "config.toml"
+_SURELY_MEANT = 0.7
+"""How alike two names of settings are, from 0 to 1, when one is likely to be the other misspelt."""
 
 
 _DEVICE = r"^(cpu|cuda:(0|[1-9][0-9]*))$"
@@ -163,7 +165,7 @@ def _meant(key: str) -> str:
         near = difflib.get_close_matches(key, known, n=1)
         return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     in_tables = {one.partition(".")[2]: one for one in known if "." in one}
-    near = difflib.get_close_matches(name, in_tables, n=1)
+    near = difflib.get_close_matches(name, in_tables, n=1, cutoff=_SURELY_MEANT)
     return f"did you mean {in_tables[near[0]]}?" if near else f"known are {', '.join(one for one in known if one.startswith(f'{table}.'))}"
 
 

@@ -25,7 +25,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     ("words", "code", "sentence"),
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["/tmp"], 2, "To look at a checkpoint: mscope inspect /tmp"),
+        (["/tmp"], 2, "the app needs a terminal, and this is none; `mscope inspect CHECKPOINT`"),
         (["inspect"], 2, "Missing argument"),
         (["inspect", "/nowhere/at/all"], 3, "/nowhere/at/all"),
         (["run", "weights.stat", "/tmp"], 2, "did you mean weights.stats?"),

@@ -49,7 +49,7 @@ def test_a_run_is_listed_shown_exported_and_removed(capsys: pytest.CaptureFixtur
     assert json.loads(output(capsys, "runs", "show", "latest", "--json"))["facts"] == result["facts"]
     shown = output(capsys, "runs", "show", result["run"])
     assert "state    done" in shown
-    assert re.search(r"memory +\d+ MB at its peak, \d+ MB of it taken by the analysis", shown)
+    assert re.search(r"memory +[\d,]+ MB at its peak, [\d,]+ MB of it taken by the analysis", shown)
 
     (html,) = output(capsys, "runs", "export", "latest", "--out", tmp_path / "report.html").split()
     page = Path(html).read_text()

@@ -123,8 +123,9 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_executor(tmp_path: Pa
     run = made_run(tmp_path / "run")
     script = (
         "import os, sys, time\nfrom pathlib import Path\nfrom modelscope_app.runs.lock import RunLock\n"
-        "lock = RunLock(Path(sys.argv[1]))\nchild = os.fork()\n"
-        "if child == 0:\n    time.sleep(60)\n    os._exit(0)\nprint(child, flush=True)\ntime.sleep(60)\n"
+        "lock = RunLock(Path(sys.argv[1]))\nready, is_up = os.pipe()\nchild = os.fork()\n"
+        "if child == 0:\n    os.write(is_up, b'x')\n    time.sleep(60)\n    os._exit(0)\n"
+        "os.read(ready, 1)\nprint(child, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(run.folder)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from textual import work
 from textual.binding import Binding
@@ -27,6 +27,7 @@ from textual.message import Message
 from textual.reactive import reactive
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, neutralised
+from modelscope_app.tui.checkpoint.early import EarlyReading, is_run_folder
 from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
 from modelscope_app.tui.fence import FencingApp
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot, follow
@@ -40,13 +41,24 @@ from modelscope_app.tui.messages import (
     RunsCompared,
     Selected,
 )
-from modelscope_app.tui.on_screen import Copyable, Explained, Explanation, Exportable, Reproducible, Selecting, answers
+from modelscope_app.tui.on_screen import (
+    Copied,
+    Copyable,
+    Explained,
+    Explanation,
+    Exportable,
+    Exports,
+    Reproducible,
+    Selecting,
+    answers,
+)
 from modelscope_app.tui.selections import Selection
 from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
 
 if TYPE_CHECKING:
+    from textual.screen import Screen
+
     from modelscope_app.jobs.client import AsyncClient
-    from modelscope_app.tui.checkpoint.early import EarlyReading
     from modelscope_app.tui.dialogs.use_selection import Use
     from modelscope_app.tui.palette import EverythingProvider
 
@@ -61,7 +73,9 @@ class AppSettings:
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
+Answer = TypeVar("Answer")
 Severity = Literal["information", "warning", "error"]
+_LONGEST_MESSAGE = 1000
 
 _TERMINAL_SECONDS = 2.0
 
@@ -100,6 +114,8 @@ class MscopeApp(FencingApp[None]):
         Binding("ctrl+p", "command_palette", "Everything", id="palette", priority=True, show=False),
         Binding("J", "jobs", "Jobs", id="jobs"),
         Binding("L", "library", "Library", id="library"),
+        Binding("f1", "help", "Help, also in a text field", show=False, priority=True),
+        Binding("f3", "copy_command", "Copy command, also in a text field", show=False, priority=True),
         Binding("y", "copy", "Copy", id="copy", show=False),
         Binding("c", "copy_command", "Copy command", id="command", show=False),
         Binding("e", "export", "Export", id="export", show=False),
@@ -116,9 +132,11 @@ class MscopeApp(FencingApp[None]):
     class Told(Message):
         """The service was asked for something; this came of it."""
 
-        def __init__(self, sentence: str, severity: Severity = "information", run: Path | None = None) -> None:
-            """`run` is shown where it is given."""
-            self.sentence, self.severity, self.run = sentence, severity, run
+        def __init__(
+            self, sentence: str, severity: Severity = "information", run: Path | None = None, instead_of: Screen[Any] | None = None
+        ) -> None:
+            """`run` is shown where it is given, `instead_of` a screen where that is still on top."""
+            self.sentence, self.severity, self.run, self.instead_of = sentence, severity, run, instead_of
             super().__init__()
 
     class UsesFound(Message):
@@ -160,7 +178,7 @@ class MscopeApp(FencingApp[None]):
         """The first screen, then the service."""
         if self.start is None:
             await self.action_library()
-        elif (Path(self.start) / "job.json").is_file():
+        elif is_run_folder(self.start):
             self.open_run(Path(self.start).absolute())
         else:
             await self._show_checkpoint(self.start, self._early)
@@ -213,6 +231,8 @@ class MscopeApp(FencingApp[None]):
                     self.post_message(await question(client))
             except MscopeError as error:
                 self.post_message(self.Told(str(error), "error"))
+            except Exception as error:
+                self.post_message(self.Told(f"internal error ({type(error).__name__}: {error})", "error"))
             self._nudge.set()
 
         self.run_worker(asked(), exit_on_error=False, group="ask")
@@ -222,11 +242,15 @@ class MscopeApp(FencingApp[None]):
         if event.sentence:
             self.tell(event.sentence, event.severity)
         if event.run is not None:
-            self.open_run(event.run)
+            self.open_run(event.run, event.instead_of)
+
+    def notify(self, message: str, **options: Any) -> None:
+        """As textual's, without markup and with nothing that a terminal would obey, whoever says it."""
+        super().notify(neutralised(message, _LONGEST_MESSAGE), **{**options, "markup": False})
 
     def tell(self, sentence: str, severity: Severity = "information") -> None:
         """A line in the corner that goes by itself."""
-        self.notify(sentence, severity=severity, markup=False, timeout=10 if severity != "information" else 5)
+        self.notify(sentence, severity=severity, timeout=10 if severity != "information" else 5)
 
     # What widgets ask for
 
@@ -251,13 +275,14 @@ class MscopeApp(FencingApp[None]):
 
     def on_job_asked(self, event: JobAsked) -> None:
         """Give it to the service; the form goes when it was taken."""
+        form = self.screen
 
         async def submit(client: AsyncClient) -> MscopeApp.Told:
             job = await client.submit(
                 event.analysis, event.checkpoints, event.params, device=event.device, dtype=event.dtype, seed=event.seed
             )
             warnings = "; ".join(job.warnings)
-            return self.Told(neutralised(warnings, 1000), "warning", Path(job.folder))
+            return self.Told(warnings, "warning", Path(job.folder), form)
 
         self.ask_service(submit)
 
@@ -293,13 +318,13 @@ class MscopeApp(FencingApp[None]):
         await self._only_base()
         await self.push_screen(WorkspaceScreen(path, self.snapshot, early))
 
-    def open_run(self, folder: Path) -> None:
-        """Show a run; a form that lies on top goes."""
+    def open_run(self, folder: Path, instead_of: Screen[Any] | None = None) -> None:
+        """Show a run, in the place of a screen where that one is on top."""
         from modelscope_app.tui.run.screen import RunScreen
 
         screen = RunScreen(folder)
         screen.set_reactive(RunScreen.snapshot, self.snapshot)
-        if type(self.screen).__name__ == "FormScreen":
+        if self.screen is instead_of:
             self.switch_screen(screen)
         else:
             self.push_screen(screen)
@@ -384,13 +409,28 @@ class MscopeApp(FencingApp[None]):
 
     # Keys that work everywhere
 
+    def _first(self, protocol: type[Any], method: str, kind: type[Answer]) -> Answer | None:
+        """The first answer from the focused widget outwards. What answers something else, or raises, is passed over and said."""
+        for widget in answers(self.screen, protocol):
+            ask = getattr(widget, method)
+            if not callable(ask):
+                continue  # textual's own text fields have a `selection` that is none of ours
+            try:
+                found = ask()
+            except Exception as error:
+                self.tell(f"{type(widget).__name__}.{method} failed ({type(error).__name__}: {error})", "error")
+                continue
+            if isinstance(found, kind):
+                return found
+        return None
+
     def action_help(self) -> None:
         """What has the focus, and every key that works."""
         from modelscope_app.tui.dialogs.help import HelpScreen
 
         if isinstance(self.screen, HelpScreen):
             return
-        said = next((widget.explanation() for widget in answers(self.screen, Explained)), None)  # type: ignore[type-abstract]
+        said = self._first(Explained, "explanation", Explanation)
         fallback = Explanation("mscope", "Looks at checkpoints, runs analyses on them as background jobs, and shows what came of them.")
         self.push_screen(HelpScreen(said or fallback, self._keys()))
 
@@ -409,19 +449,17 @@ class MscopeApp(FencingApp[None]):
 
     def action_copy(self) -> None:
         """Copy what the cursor is on."""
-        for widget in answers(self.screen, Copyable):  # type: ignore[type-abstract]
-            if (copied := widget.copied()) is not None:
-                self._copy(copied.text, copied.what)
-                return
-        self.tell("Nothing here to copy")
+        if (copied := self._first(Copyable, "copied", Copied)) is not None:
+            self._copy(copied.text, copied.what)
+        else:
+            self.tell("Nothing here to copy")
 
     def action_copy_command(self) -> None:
         """Copy the command that does the same without the app."""
-        for widget in answers(self.screen, Reproducible):  # type: ignore[type-abstract]
-            if (command := widget.headless_command()) is not None:
-                self._copy(command, "the command")
-                return
-        self.tell("There is no command for what is on the screen")
+        if (command := self._first(Reproducible, "headless_command", str)) is not None:
+            self._copy(command, "the command")
+        else:
+            self.tell("There is no command for what is on the screen")
 
     def _copy(self, text: str, what: str) -> None:
         try:
@@ -446,18 +484,15 @@ class MscopeApp(FencingApp[None]):
             if path is not None:
                 self.tell(f"Written: {neutralised(str(path), 400)}")
 
-        for widget in answers(self.screen, Exportable):  # type: ignore[type-abstract]
-            if (exports := widget.exports()) is not None and exports.formats:
-                self.push_screen(ExportScreen(exports), written)
-                return
-        self.tell("Nothing here to export")
+        exports = self._first(Exportable, "exports", Exports)
+        if exports is not None and exports.formats:
+            self.push_screen(ExportScreen(exports), written)
+        else:
+            self.tell("Nothing here to export")
 
     def action_use(self) -> None:
         """Hand what is selected to an analysis."""
-        selection = next(
-            (found for widget in answers(self.screen, Selecting) if (found := widget.selection()) is not None),  # type: ignore[type-abstract]
-            next(reversed(self.selected.values()), None),
-        )
+        selection = self._first(Selecting, "selection", Selection) or next(reversed(self.selected.values()), None)
         if selection is None:
             self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
             return

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.fuzzy import Matcher
+from textual.markup import escape
 
 from modelscope_app.api import MscopeError, neutralised
 
@@ -51,12 +54,12 @@ class EverythingProvider(Provider):
         matcher = self.matcher(query)
         for name, help_text, call in self._fixed():
             if (score := matcher.match(name)) > 0:
-                yield Hit(score, matcher.highlight(name), call, help=help_text)
+                yield Hit(score, _highlighted(matcher, name), call, text=name, help=help_text)
         for names in (self._named(), self._tensors(query)):
             scored = sorted(((matcher.match(name), name, help_text, call) for name, help_text, call in names), key=lambda one: -one[0])
             for score, name, help_text, call in scored[:_MOST]:
                 if score > 0:
-                    yield Hit(score, matcher.highlight(name), call, help=help_text)
+                    yield Hit(score, _highlighted(matcher, name), call, text=name, help=escape(help_text))
 
     def _fixed(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
         app = self._app
@@ -88,6 +91,15 @@ class EverythingProvider(Provider):
                 found += 1
                 if found == _MOST:
                     return
+
+
+def _highlighted(matcher: Matcher, name: str) -> Content:
+    """A name as it is, what was typed standing out; textual would read it as markup."""
+    content = Content(name)
+    _, offsets = matcher.fuzzy_search.match(matcher.query, name)
+    for offset in offsets:
+        content = content.stylize(matcher.match_style, offset, offset + 1)
+    return content
 
 
 def _runs() -> list[tuple[str, str, Path]]:

@@ -109,6 +109,11 @@ class WorkspaceScreen(Screen[None]):
         else:
             self.set_timer(_AFTER_PAINT_SECONDS, self._open)
 
+    def on_unmount(self) -> None:
+        """Whoever leaves at once waits for nothing."""
+        if self._early is not None:
+            self._early.close()
+
     def on_resize(self) -> None:
         """As there is room."""
         self.set_class(self.app.size.width < _NARROW, "narrow")
@@ -126,6 +131,8 @@ class WorkspaceScreen(Screen[None]):
             self.post_message(self._Opened(found or opened(self._path)))
         except (MscopeError, OSError) as error:
             self.post_message(self._Failed(str(error)))
+        except Exception as error:
+            self.post_message(self._Failed(f"it cannot be opened: internal error ({type(error).__name__}: {error})"))
 
     @on(_Failed)
     def _say(self, event: _Failed) -> None:

@@ -255,7 +255,7 @@ def test_a_terminal_that_was_closed_is_noticed() -> None:
     os.close(slave)
 
 
-HOSTILE = ["\x1b[31mred\x1b[0m", "[bold]x[/bold]", "שלום.weight", "n" * 10_000]
+HOSTILE = ["\x1b[31mred\x1b[0m", "[bold]x[/bold]", "w[/b]eight", "[", "שלום.weight", "n" * 10_000]
 
 
 async def test_hostile_names_of_tensors_and_folders_break_no_screen(tmp_path: Path) -> None:
@@ -273,4 +273,63 @@ async def test_hostile_names_of_tensors_and_folders_break_no_screen(tmp_path: Pa
             await all_settled(pilot)
             painted = "".join(segment.text for strip in app.screen._compositor.render_strips() for segment in strip)
             assert "\x1b" not in painted and "\x07" not in painted
+        await pilot.press("ctrl+p")
+        for key in ("e", "i", "g", "h", "t"):
+            await pilot.press(key)
+            await pilot.pause(0.05)
         assert app.is_running
+
+
+async def test_the_palette_shows_hostile_names_as_they_are(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    made_run(checkpoint="/models/x[/b]", folder=Path(os.environ["MSCOPE_DATA_DIR"]) / "runs" / "20260102-030405-weights-stats-abcd")
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"w[/b]eight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    app = MscopeApp(str(tmp_path))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await all_settled(pilot)
+        for typed in ("w[/b]eight", "open run"):
+            await pilot.press("ctrl+p")
+            await pilot.pause()
+            app.screen.query_one(Input).value = typed
+            found = app.screen.query_one("CommandList", OptionList)
+            for _ in range(200):
+                await pilot.pause(0.02)
+                if any("eight" in str(option.prompt) or "Open run" in str(option.prompt) for option in found.options):
+                    break
+            else:
+                raise AssertionError(typed)
+            await pilot.press("escape", "escape")
+        assert app.is_running
+
+
+async def test_help_and_the_command_are_there_while_a_text_field_has_the_keyboard() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 40)) as pilot:
+        await all_settled(pilot)
+        app.choose_analysis("weights.stats")
+        await all_settled(pilot)
+        assert isinstance(app.focused, Input)
+        await pilot.press("f3")
+        assert app.clipboard.startswith("mscope run weights.stats ")
+        await pilot.press("f1")
+        assert isinstance(app.screen, HelpScreen)
+
+
+async def test_a_message_is_never_markup_nor_an_escape_sequence() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test() as pilot:
+        await all_settled(pilot)
+        app.notify("gone: [/b]\x1b[31m")
+        await pilot.pause()
+        (said,) = app._notifications
+        assert said.message == "gone: [/b]\\x1b[31m" and not said.markup
+
+
+@pytest.mark.parametrize("name", ["b" * 300, "nothing", "a\x00b"])
+async def test_what_cannot_be_a_path_is_a_sentence(name: str) -> None:
+    app = MscopeApp(f"./{name}")
+    async with app.run_test() as pilot:
+        await all_settled(pilot)
+        assert isinstance(app.screen, WorkspaceScreen) and app.screen.found is None and app.is_running

@@ -117,7 +117,7 @@ async def test_nothing_to_list_says_what_to_do() -> None:
     async with app.run_test() as pilot:
         await pilot.pause()
         assert "it starts with the first job" in str(app.jobs_screen.query_one("#none", Static).render())
-        await pilot.press("x", "r")
+        await pilot.press("x", "R")
         app.jobs_screen.snapshot = BUSY
         await pilot.pause()
         assert app.jobs_screen.query_one(DataTable).display and not app.jobs_screen.query_one("#none").display
@@ -128,7 +128,7 @@ async def test_keys_cancel_open_unload_and_run_again(made_run: Callable[..., Run
     run = made_run(params={"bins": 32})
     app = Host(replace(BUSY, jobs=(replace(RUNNING, folder=str(run.folder)), FAILED)))
     async with app.run_test() as pilot:
-        await pilot.press("x", "enter", "m", "r")
+        await pilot.press("x", "enter", "m", "R")
         await pilot.press("down", "x")
         await pilot.pause()
     cancelled, opened, unloaded, chosen = app.asked
@@ -148,7 +148,7 @@ async def test_the_log_and_events_of_the_job_under_the_cursor_are_shown_harmless
         await pilot.pause()
         log, events = (str(app.jobs_screen.query_one(f"#{name}", Static).render()) for name in ("log", "events"))
         assert log == "first\n\\x1b[31mred [bold]x[/bold]"
-        assert events == "stage  name mo\\x1b[1mments"
+        assert events == "stage  name mo\\x1b[1mments\nnot json"
 
 
 async def test_the_bar_cuts_itself_to_the_terminal() -> None:

@@ -97,7 +97,7 @@ async def test_a_folder_that_cannot_be_read_is_a_sentence(made_run: Made) -> Non
     async with app.run_test() as pilot:
         screen = await settled(pilot)
         assert "not readable as JSON" in str(screen.query_one("#said", Static).render())
-        await pilot.press("y", "c", "e", "r", "1", "question_mark", "escape")
+        await pilot.press("y", "c", "e", "R", "1", "question_mark", "escape")
         assert app.is_running
 
 

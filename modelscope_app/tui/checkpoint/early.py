@@ -12,7 +12,6 @@ import pickle
 import select
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,20 +33,31 @@ class EarlyReading:
             os._exit(0)
         os.close(inlet)
         self._pipe = os.fdopen(pipe, "rb")
+        self._glanced: Opened | None = None
 
     def glance(self, patience_seconds: float) -> Opened | None:
         """What the overview shows, without tensors, waiting no longer than that; None where there is nothing, or not yet."""
         ready, _, _ = select.select([self._pipe], [], [], patience_seconds)
-        return self._next() if ready else None
+        self._glanced = self._next() if ready else None
+        return self._glanced
 
     def whole(self) -> Opened | None:
         """Everything; blocks until it is there. None where it must be read again. Call it once, after `glance`, in a thread."""
-        found = self._next()
+        found = self._glanced or self._next()
         while found is not None and not found.headers and (more := self._next()) is not None:
             found = more
-        self._pipe.close()
-        os.waitpid(self._child, 0)
+        self._let_go()
         return found
+
+    def close(self) -> None:
+        """Nobody waits for it any more. Does not block."""
+        if not self._pipe.closed:
+            threading.Thread(target=self._let_go, daemon=True).start()
+
+    def _let_go(self) -> None:
+        self._pipe.close()  # a child that still writes ends with that
+        with suppress(ChildProcessError):  # where nobody is told of children, they are gone by themselves
+            os.waitpid(self._child, 0)
 
     def _next(self) -> Opened | None:
         try:
@@ -57,11 +67,16 @@ class EarlyReading:
         return found
 
 
+def is_run_folder(path: str) -> bool:
+    """Whether a run lies there; False also for what may not be looked at, which whoever opens it says."""
+    return os.path.isfile(os.path.join(path, "job.json"))  # noqa: PTH113, PTH118 - those of Path raise where permission is missing
+
+
 def early_reading(path: str | None) -> EarlyReading | None:
     """Begin to read, where there is something that may be a checkpoint and nothing that forbids forking."""
     if path is None or threading.active_count() > 1 or not hasattr(os, "fork"):
         return None
-    if not path.startswith("hf:") and (not os.path.lexists(path) or (Path(path) / "job.json").exists()):
+    if not path.startswith("hf:") and (not os.path.lexists(path) or is_run_folder(path)):
         return None
     try:
         return EarlyReading(path)

@@ -66,7 +66,7 @@ class ExportScreen(ModalScreen[Path | None]):
         if event.error is None:
             self.dismiss(event.path)
         else:
-            self.query_one("#said", Static).update(Content(event.error))
+            self.query_one("#said", Static).update(Content(neutralised(event.error, 1000)))
 
     def action_leave(self) -> None:
         """Nothing is written."""
@@ -95,5 +95,7 @@ class ExportScreen(ModalScreen[Path | None]):
             self.post_message(self.Written(None, str(error)))
         except OSError as error:
             self.post_message(self.Written(None, f"{neutralised(typed, 200)}: cannot be written ({error.strerror or error})"))
+        except Exception as error:
+            self.post_message(self.Written(None, f"cannot be written: internal error ({type(error).__name__}: {error})"))
         else:
             self.post_message(self.Written(written, None))

@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from modelscope_app.api import neutralised
 from modelscope_app.tui.on_screen import Explanation
 
 
@@ -34,8 +35,8 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(can_focus=True):
-            yield Static(Content.assemble((self._explanation.title, "bold")))
-            yield Static(Content(self._explanation.text))
+            yield Static(Content.assemble((neutralised(self._explanation.title, 200), "bold")))
+            yield Static(Content(neutralised(self._explanation.text, 4000)))
             for where, pairs in self._keys:
                 width = max((len(key) for key, _ in pairs), default=0)
                 lines = [Content.assemble((key.ljust(width + 2), "bold"), what) for key, what in pairs]

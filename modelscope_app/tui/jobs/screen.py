@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 200
 _LAST_BYTES = 64_000
+_LONGEST_LINE = 500
 
 
 class JobsTable(DataTable[Content]):
@@ -54,7 +55,7 @@ class JobsScreen(Screen[None]):
     """
     BINDINGS = [
         ("x", "cancel", "Cancel job"),
-        ("r", "again", "Run again with changes"),
+        ("R", "again", "Run again with changes"),
         ("enter", "open", "Open run"),
         ("m", "unload", "Unload models"),
         ("escape", "app.back", "Back"),
@@ -192,7 +193,7 @@ class JobsScreen(Screen[None]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="log")
     def _read(self, run: str, folder: Path) -> None:
-        log = _tail(folder / "log.txt") or "Nothing was printed."
+        log = "\n".join(neutralised(line, _LONGEST_LINE) for line in _tail(folder / "log.txt")) or "Nothing was printed."
         self.post_message(self.Read(run, log, _events(folder) or "No events yet."))
 
 
@@ -228,26 +229,27 @@ def devices_text(snapshot: JobsSnapshot, now: float) -> str:
     return "\n".join(lines) or "No devices are known yet; workers start with the first job."
 
 
-def _tail(path: Path) -> str:
-    """The last lines of a log, harmless to print. Empty where there is none."""
+def _tail(path: Path) -> list[str]:
+    """The last lines of a file. Empty where there is none."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - _LAST_BYTES))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
+            return stream.read().decode("utf-8", "replace").splitlines()[-_LAST_LINES:]
     except OSError:
-        return ""
-    return "\n".join(neutralised(line, 500) for line in lines[-_LAST_LINES:])
+        return []
 
 
 def _events(folder: Path) -> str:
+    """The last events, harmless to print."""
     lines = []
-    for line in _tail(folder / "events.jsonl").splitlines():
+    for line in _tail(folder / "events.jsonl"):
         try:
             event = json.loads(line)
         except ValueError:
-            continue
+            event = None
         if isinstance(event, dict):
-            told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("kind", "time", "seq"))
-            lines.append(f"{event.get('kind', '')}  {neutralised(told, 200)}")
+            line = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("kind", "time", "seq"))
+            line = f"{event.get('kind', '')}  {line}"
+        lines.append(neutralised(line, _LONGEST_LINE))
     return "\n".join(lines)

@@ -89,6 +89,8 @@ async def follow(tell: Callable[[JobsSnapshot], object], nudge: asyncio.Event, s
                 snapshot = JobsSnapshot()
             except MscopeError as error:
                 snapshot = JobsSnapshot(problem=str(error))
+            except Exception as error:
+                snapshot = JobsSnapshot(problem=f"internal error ({type(error).__name__}: {error})")
             if snapshot != last:
                 last = snapshot
                 tell(snapshot)

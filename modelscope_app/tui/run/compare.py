@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
 from modelscope_app.api import FactsView, MscopeError, View, neutralised
 from modelscope_app.rendering.wording import age_text, fact_text, label_text, number_text
 from modelscope_app.runs.folder import RunFolder
+from modelscope_app.tui.fence import Fence, FencingScreen
 from modelscope_app.tui.jobs.words import checkpoint_name, state_text
 from modelscope_app.tui.on_screen import Explanation
 
@@ -26,7 +27,7 @@ _STACKED_BELOW = 100
 """Columns of the terminal from which on the two stand beside each other."""
 
 
-class CompareScreen(Screen[None]):
+class CompareScreen(FencingScreen[None]):
     """Runs `left` and `right`."""
 
     DEFAULT_CSS = """
@@ -108,7 +109,9 @@ class CompareScreen(Screen[None]):
         pair = self._views.get(event.pane.id or "")
         if pair is None or len(event.pane.children):
             return
-        boards = [board_for(run, view) for run, view in zip(self._runs, pair, strict=True)]
+        boards = []
+        for run, view in zip(self._runs, pair, strict=True):
+            boards.append(Fence(f"The view {neutralised(view.name, 80)}", partial(board_for, run, view)))
         sides = []
         for word, board in zip(("A", "B"), boards, strict=True):
             side = VerticalScroll(board, classes="side", can_focus=False)

@@ -63,7 +63,7 @@ class RunScreen(FencingScreen[None]):
     """
     BINDINGS = [
         ("escape", "app.back", "Back"),
-        ("r", "again", "Run again with changes"),
+        ("R", "again", "Run again with changes"),
         *[Binding(str(number), f"tab({number})", "Show the tab of that number", show=False) for number in range(1, 10)],
     ]
 
@@ -133,8 +133,8 @@ class RunScreen(FencingScreen[None]):
         if was is None or status.state in FINAL_STATES:
             self._read()
         else:
-            for about in self.query(AboutRun):
-                about.read_again()
+            for page in [*self.query(AboutRun), *self.query(LogPage)]:
+                page.read_again()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="read")
     def _read(self) -> None:
@@ -148,6 +148,9 @@ class RunScreen(FencingScreen[None]):
                 views = (FactsView(name="facts", title="Facts"), *views)
         except (MscopeError, OSError) as error:
             self.post_message(self._Failed(str(error)))
+            return
+        except Exception as error:
+            self.post_message(self._Failed(f"it cannot be read: internal error ({type(error).__name__}: {error})"))
             return
         self.post_message(self._Read(run, (*views, *tables), status, ()))
 
@@ -223,6 +226,8 @@ class RunScreen(FencingScreen[None]):
         page = self._pages.get(pane.id or "")
         if page is not None and not len(pane.children):
             await pane.mount(page.make())
+        if self._wanted != pane.id:
+            self._wanted = None  # somebody went elsewhere meanwhile
         self._give_keyboard()
 
     def action_tab(self, number: int) -> None:

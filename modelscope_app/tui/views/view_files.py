@@ -35,7 +35,15 @@ def view_exports(
         return None
     name = _NOT_IN_A_NAME.sub("-", f"{run.id}-{view.name}")[-_LONGEST_NAME:].strip("-.") or "view"
     what = f"view {neutralised(view.title or view.name, _LONGEST_NAME)}"
-    return Exports(what, offered, Path.cwd(), name, partial(_write, run, view, frame))
+    return Exports(what, offered, _working_folder(), name, partial(_write, run, view, frame))
+
+
+def _working_folder() -> Path:
+    """Where the app was started, or home where that folder is gone."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path.home()
 
 
 @dataclass(frozen=True)

@@ -426,6 +426,7 @@ def test_another_machines_queue_is_left_alone(machine: Machine) -> None:
     machine.start()
     job = machine.submit(seconds=1000)
     other = machine.submit()
+    until(lambda: machine.ask("GET", f"/jobs/{job['run']}")["state"] == "running")
     machine.processes[-1].kill()
     machine.processes[-1].wait()
     path = Path(other["folder"]) / "queue.json"

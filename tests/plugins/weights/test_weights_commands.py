@@ -121,7 +121,7 @@ def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: A
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
-@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.45)])
+@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.5)])
 def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: float, tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (120_000, 512), **{f"layers.{layer}.weight": (1536, 512) for layer in range(12)}}
     generator = torch.Generator().manual_seed(0)

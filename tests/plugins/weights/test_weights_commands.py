@@ -121,19 +121,15 @@ def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: A
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
-@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.5)])
+@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.45)])
 def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: float, tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (120_000, 512), **{f"layers.{layer}.weight": (1536, 512) for layer in range(12)}}
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in shapes.items()}
     a, b = (written({name: tensor * factor for name, tensor in tensors.items()}, str(factor)) for factor in (1, 2))
     model_bytes = sum(header.bytes for header in a.tensors.values())
-    given = (a,) if analysis == "stats" else (a, b)
-    limit = share * model_bytes
-    peak, _ = peak_and_estimate(analysis, tmp_path, "", *given)
-    if peak >= limit:  # on a busy machine threads that wait for each other hold more for a moment; that only ever adds
-        peak = min(peak, peak_and_estimate(analysis, tmp_path, "", *given)[0])
-    assert peak < limit
+    peak, _ = peak_and_estimate(analysis, tmp_path, "", *((a,) if analysis == "stats" else (a, b)))
+    assert peak < share * model_bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")

@@ -9,7 +9,8 @@ demo: $(VENV)/.installed  ## run the weight analyses on the sample checkpoints a
 	$(BIN)/mscope demo --out demo
 
 test: $(VENV)/.installed-test  ## run the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 check: test lint types imports  ## what CI runs
 

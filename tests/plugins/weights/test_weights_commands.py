@@ -120,6 +120,7 @@ def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: A
     return int(peak), int(estimate)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
 @pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.45)])
 def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: float, tmp_path: Path) -> None:
@@ -132,6 +133,7 @@ def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: fl
     assert peak < share * model_bytes
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
 def test_many_histograms_cost_what_the_estimate_says(written: Any, tmp_path: Path) -> None:
     tensors = {f"model.layers.{layer}.mlp.experts.{layer}.w1.weight": torch.randn(4, 2) for layer in range(5000)}
@@ -139,6 +141,7 @@ def test_many_histograms_cost_what_the_estimate_says(written: Any, tmp_path: Pat
     assert peak < estimate < 5000 * 512 * 80
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
 def test_a_series_of_long_rows_keeps_four_of_them_as_they_are_stored(written: Any, tmp_path: Path) -> None:
     members = [written({"experts": torch.full((1, 8, 1 << 20), float(step), dtype=torch.bfloat16)}, f"step_{step}") for step in range(6)]

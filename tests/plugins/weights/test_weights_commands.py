@@ -82,7 +82,8 @@ def test_a_checkpoint_with_nan_is_reported_and_fails_an_assertion(written: Any) 
 _PEAK = """
 import sys
 from pathlib import Path
-import polars, torch
+import torch
+from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[1])
 from conftest import MemoryContext, Steps
 from modelscope_app.checkpoints import open_checkpoint
@@ -94,21 +95,32 @@ class StoringContext(MemoryContext):
         super().table(name, frame)
         frame.write_parquet(Path(sys.argv[3]) / name)
 
-name, checkpoints = sys.argv[2], [open_checkpoint(path) for path in sys.argv[5:]]
+def run(checkpoints):
+    series = [Steps(Path(), range(len(checkpoints)), checkpoints)] if name == "series" else ()
+    getattr(analyses, name)(StoringContext(checkpoints, series), options)
+
+name, paths = sys.argv[2], sys.argv[5:]
 options = getattr(params, name.title() + "Params")(**{key: int(value) for key, _, value in [sys.argv[4].partition("=")] if key})
-series = [Steps(Path(), range(len(checkpoints)), checkpoints)] if name == "series" else ()
-torch.linalg.eigvalsh(torch.randn(64, 64))
-polars.DataFrame({"a": [1]}).write_parquet(Path(sys.argv[3]) / "warm")
+practice = []
+for number in range(len(paths)):
+    folder = Path(sys.argv[3]) / f"practice_{number}"
+    folder.mkdir()
+    save_file({"embed_tokens.weight": torch.randn(96, 64).bfloat16(), "wide": torch.randn(4, 2)}, folder / "model.safetensors")
+    practice.append(open_checkpoint(folder))
+run(practice)
+checkpoints = [open_checkpoint(path) for path in paths]
 mark_peak()
 before = resident_bytes()
-getattr(analyses, name)(StoringContext(checkpoints, series), options)
+run(checkpoints)
 print(peak_bytes() - before, getattr(estimates, name + "_estimate")(checkpoints, options).memory_bytes)
 """
 
 
 def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: Any) -> tuple[int, int]:
-    """Bytes that a whole analysis needs beside its imports, tables written, and what its estimate says.
+    """Bytes that a whole analysis needs beside the code it runs, tables written, and what its estimate says.
 
+    It practises on a small checkpoint first. Otherwise the pages of torch's and polars' own code that it is the first to use
+    count as its own: 24 MB from libraries read from disk, 36 MB from libraries just installed (larger pages in the page cache).
     glibc is told to give large buffers back as they are freed. Left alone it learns, from the order in which threads happen to
     free them, to keep some, and the same work then peaks anywhere within a factor of 1.6.
     """
@@ -122,7 +134,7 @@ def peak_and_estimate(analysis: str, folder: Path, options: str, *checkpoints: A
 
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="a high-water mark can be set on Linux alone")
-@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.25), ("diff", 0.45)])
+@pytest.mark.parametrize(("analysis", "share"), [("stats", 0.08), ("diff", 0.25)])
 def test_memory_stays_far_below_the_model(written: Any, analysis: str, share: float, tmp_path: Path) -> None:
     shapes = {"embed_tokens.weight": (120_000, 512), **{f"layers.{layer}.weight": (1536, 512) for layer in range(12)}}
     generator = torch.Generator().manual_seed(0)
@@ -148,7 +160,7 @@ def test_a_series_of_long_rows_keeps_four_of_them_as_they_are_stored(written: An
     peak, estimate = peak_and_estimate("series", tmp_path, "", *members)
     row_bytes = 8 * (1 << 20) * 2
     assert peak < estimate
-    assert peak < 4 * row_bytes + (70 << 20)  # in float64, the last three of a row alone would take 12 of it
+    assert peak < 4 * row_bytes + (24 << 20)  # in float64, the last three of a row alone would take 12 of it
 
 
 REPOSITORY = SAMPLE.parents[1]

@@ -1,4 +1,4 @@
-"""The terminal app: which screen is shown, what the service says, what is selected, and the keys that work everywhere.
+"""The terminal app: which screen is shown, what the service says, and what is done with what widgets ask for.
 
 Widgets post messages (`messages`); the handlers here own the state. Nothing of this imports torch, polars or a plugin until it is
 needed, so a checkpoint's overview is on the screen before any of them. What happens when things fail:
@@ -16,20 +16,16 @@ import select
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from textual import work
 from textual.binding import Binding
-from textual.keys import format_key
 from textual.message import Message
 from textual.reactive import reactive
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, neutralised
 from modelscope_app.tui.checkpoint.early import EarlyReading, is_run_folder
-from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
-from modelscope_app.tui.fence import FencingApp
+from modelscope_app.tui.everywhere import EverywhereApp, Severity
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot, follow
 from modelscope_app.tui.messages import (
     AnalysisChosen,
@@ -39,27 +35,13 @@ from modelscope_app.tui.messages import (
     ModelsUnloaded,
     RunOpened,
     RunsCompared,
-    Selected,
 )
-from modelscope_app.tui.on_screen import (
-    Copied,
-    Copyable,
-    Explained,
-    Explanation,
-    Exportable,
-    Exports,
-    Reproducible,
-    Selecting,
-    answers,
-)
-from modelscope_app.tui.selections import Selection
 from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
 
 if TYPE_CHECKING:
     from textual.screen import Screen
 
     from modelscope_app.jobs.client import AsyncClient
-    from modelscope_app.tui.dialogs.use_selection import Use
     from modelscope_app.tui.palette import EverythingProvider
 
 
@@ -72,10 +54,6 @@ class AppSettings:
     updates_per_second: float = 4.0
     keys: Mapping[str, str] = field(default_factory=dict)
 
-
-Answer = TypeVar("Answer")
-Severity = Literal["information", "warning", "error"]
-_LONGEST_MESSAGE = 1000
 
 _TERMINAL_SECONDS = 2.0
 
@@ -103,23 +81,16 @@ class ImpatientThreads(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=True)
 
 
-class MscopeApp(FencingApp[None]):
+class MscopeApp(EverywhereApp):
     """Shows `start`: a checkpoint, a run folder, or the library where it is None."""
 
     TITLE = "mscope"
     ENABLE_COMMAND_PALETTE = True
     COMMANDS = {_provider}
     BINDINGS = [
-        Binding("question_mark", "help", "Help", id="help"),
         Binding("ctrl+p", "command_palette", "Everything", id="palette", priority=True, show=False),
         Binding("J", "jobs", "Jobs", id="jobs"),
         Binding("L", "library", "Library", id="library"),
-        Binding("f1", "help", "Help, also in a text field", show=False, priority=True),
-        Binding("f3", "copy_command", "Copy command, also in a text field", show=False, priority=True),
-        Binding("y", "copy", "Copy", id="copy", show=False),
-        Binding("c", "copy_command", "Copy command", id="command", show=False),
-        Binding("e", "export", "Export", id="export", show=False),
-        Binding("u", "use", "Use in ...", id="use", show=False),
         Binding("ctrl+q", "quit_app", "Quit", id="quit", priority=True),
     ]
     CSS = """
@@ -139,13 +110,6 @@ class MscopeApp(FencingApp[None]):
             self.sentence, self.severity, self.run, self.instead_of = sentence, severity, run, instead_of
             super().__init__()
 
-    class UsesFound(Message):
-        """Where a selection can go."""
-
-        def __init__(self, selection: Selection, uses: Sequence[Use]) -> None:
-            self.selection, self.uses = selection, uses
-            super().__init__()
-
     def __init__(self, start: str | None = None, settings: AppSettings | None = None, early: EarlyReading | None = None) -> None:
         """`early` is reading `start` already. Raises BadInput for a theme or a key id in the settings that there is none of."""
         super().__init__()
@@ -159,8 +123,6 @@ class MscopeApp(FencingApp[None]):
             raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
         self.set_keymap(self.settings.keys)
         self.start = start
-        self.selected: dict[str, Selection] = {}
-        """What the user was on last, by kind; the latest kind last."""
         self._nudge = asyncio.Event()
 
     def _theme_wanted(self) -> str:
@@ -244,14 +206,6 @@ class MscopeApp(FencingApp[None]):
         if event.run is not None:
             self.open_run(event.run, event.instead_of)
 
-    def notify(self, message: str, **options: Any) -> None:
-        """As textual's, without markup and with nothing that a terminal would obey, whoever says it."""
-        super().notify(neutralised(message, _LONGEST_MESSAGE), **{**options, "markup": False})
-
-    def tell(self, sentence: str, severity: Severity = "information") -> None:
-        """A line in the corner that goes by itself."""
-        self.notify(sentence, severity=severity, timeout=10 if severity != "information" else 5)
-
     # What widgets ask for
 
     async def on_checkpoint_opened(self, event: CheckpointOpened) -> None:
@@ -267,11 +221,6 @@ class MscopeApp(FencingApp[None]):
 
     def on_analysis_chosen(self, event: AnalysisChosen) -> None:
         self.choose_analysis(event.analysis, event.checkpoints, event.params, device=event.device, dtype=event.dtype, seed=event.seed)
-
-    def on_selected(self, event: Selected) -> None:
-        if event.selection is not None:
-            self.selected.pop(event.selection.kind, None)
-            self.selected[event.selection.kind] = event.selection
 
     def on_job_asked(self, event: JobAsked) -> None:
         """Give it to the service; the form goes when it was taken."""
@@ -407,139 +356,7 @@ class MscopeApp(FencingApp[None]):
         if isinstance(self.screen, WorkspaceScreen):
             self.screen.show_tensor(name)
 
-    # Keys that work everywhere
-
-    def _first(self, protocol: type[Any], method: str, kind: type[Answer]) -> Answer | None:
-        """The first answer from the focused widget outwards. What answers something else, or raises, is passed over and said."""
-        for widget in answers(self.screen, protocol):
-            ask = getattr(widget, method)
-            if not callable(ask):
-                continue  # textual's own text fields have a `selection` that is none of ours
-            try:
-                found = ask()
-            except Exception as error:
-                self.tell(f"{type(widget).__name__}.{method} failed ({type(error).__name__}: {error})", "error")
-                continue
-            if isinstance(found, kind):
-                return found
-        return None
-
-    def action_help(self) -> None:
-        """What has the focus, and every key that works."""
-        from modelscope_app.tui.dialogs.help import HelpScreen
-
-        if isinstance(self.screen, HelpScreen):
-            return
-        said = self._first(Explained, "explanation", Explanation)
-        fallback = Explanation("mscope", "Looks at checkpoints, runs analyses on them as background jobs, and shows what came of them.")
-        self.push_screen(HelpScreen(said or fallback, self._keys()))
-
-    def _keys(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        anywhere: dict[str, list[str]] = {}
-        lines: dict[str, list[str]] = {}
-        for key, active in self.screen.active_bindings.items():
-            binding = active.binding
-            if not binding.description or binding.system:
-                continue
-            into = anywhere if active.node is self else lines
-            into.setdefault(binding.description, []).append(format_key(key) if len(key) > 1 else key)
-        return [
-            (where, [("/".join(keys), what) for what, keys in one.items()]) for where, one in (("Here", lines), ("Everywhere", anywhere))
-        ]
-
-    def action_copy(self) -> None:
-        """Copy what the cursor is on."""
-        if (copied := self._first(Copyable, "copied", Copied)) is not None:
-            self._copy(copied.text, copied.what)
-        else:
-            self.tell("Nothing here to copy")
-
-    def action_copy_command(self) -> None:
-        """Copy the command that does the same without the app."""
-        if (command := self._first(Reproducible, "headless_command", str)) is not None:
-            self._copy(command, "the command")
-        else:
-            self.tell("There is no command for what is on the screen")
-
-    def _copy(self, text: str, what: str) -> None:
-        try:
-            path = write_copied(text)
-        except (OSError, MscopeError) as error:
-            self.tell(f"not kept in a file: {error}", "warning")
-            path = None
-        through = len(text) <= MOST_THROUGH_TERMINAL
-        if through:
-            self.copy_to_clipboard(text)
-        place = f"in {path}" if path else ""
-        if through:
-            self.tell(f"Copied {neutralised(what, 100)}: {neutralised(text, 120)}" + (f" (also {place})" if place else ""))
-        else:
-            self.tell(f"{neutralised(what, 100)} is too long for the terminal's clipboard; it is {place}", "warning")
-
-    def action_export(self) -> None:
-        """Write what is on the screen to a file."""
-        from modelscope_app.tui.dialogs.export import ExportScreen
-
-        def written(path: Path | None) -> None:
-            if path is not None:
-                self.tell(f"Written: {neutralised(str(path), 400)}")
-
-        exports = self._first(Exportable, "exports", Exports)
-        if exports is not None and exports.formats:
-            self.push_screen(ExportScreen(exports), written)
-        else:
-            self.tell("Nothing here to export")
-
-    def action_use(self) -> None:
-        """Hand what is selected to an analysis."""
-        selection = self._first(Selecting, "selection", Selection) or next(reversed(self.selected.values()), None)
-        if selection is None:
-            self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
-            return
-        self._find_uses(selection)
-
-    @work(exclusive=True, exit_on_error=False, group="uses")
-    async def _find_uses(self, selection: Selection) -> None:
-        from modelscope_app.tui.dialogs.use_selection import uses_of
-        from modelscope_app.tui.plugins import shared_plugins
-
-        try:
-            self.post_message(self.UsesFound(selection, await shared_plugins().ask(partial(uses_of, selection))))
-        except MscopeError as error:
-            self.post_message(self.Told(str(error), "error"))
-
-    def on_mscope_app_uses_found(self, event: UsesFound) -> None:
-        """One menu over all plugins."""
-        from modelscope_app.tui.dialogs.use_selection import UseScreen
-
-        selection = event.selection
-
-        def chosen(use: Use | None) -> None:
-            if use is None:
-                return
-            if use.param:
-                checkpoints = [selection.checkpoint] if selection.checkpoint else ()
-                self.choose_analysis(use.analysis, checkpoints, {use.param: selection.value})
-            else:
-                self.choose_analysis(use.analysis, [selection.value])
-
-        self.push_screen(UseScreen(selection, event.uses), chosen)
-
-    def action_settings(self) -> None:
-        """Where the settings are."""
-        from modelscope_app.locations import config_dir
-
-        path = config_dir() / "config.toml"
-        self.tell(f"{path} ({'there' if path.is_file() else 'not there yet; the defaults hold'}); docs/app.md has every key")
-
-    def action_screenshot_file(self) -> None:
-        """The screen as SVG."""
-        try:
-            path = self.save_screenshot(path=str(Path.cwd()))
-        except OSError as error:
-            self.tell(f"no screenshot: {error.strerror or error}", "error")
-        else:
-            self.tell(f"Written: {path}")
+    # Leaving
 
     def action_quit_app(self) -> None:
         """Jobs go on."""

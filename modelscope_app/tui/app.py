@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.binding import Binding
+from textual.keys import format_key
 from textual.message import Message
 from textual.reactive import reactive
 
@@ -119,9 +120,7 @@ class MscopeApp(EverywhereApp):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = self._theme_wanted()
-        if unknown := sorted(set(self.settings.keys) - set(KEY_IDS)):
-            raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
-        self.set_keymap(self.settings.keys)
+        self._use_keys(self.settings.keys)
         self.start = start
         self._nudge = asyncio.Event()
 
@@ -131,6 +130,23 @@ class MscopeApp(EverywhereApp):
                 raise BadInput(f"tui.theme = {self.settings.theme!r} in config.toml: there are {', '.join(sorted(self.available_themes))}")
             return self.settings.theme
         return SIXTEEN_COLOURS if self.console.color_system in ("standard", "windows") else DEFAULT_THEME
+
+    def _use_keys(self, keys: Mapping[str, str]) -> None:
+        """Instead of `set_keymap`, which comes too late for a key that a text field does not take: J is gone from it by then."""
+        if unknown := sorted(set(keys) - set(KEY_IDS)):
+            raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
+        given = self._normalize_keymap(keys)
+        taken: dict[str, str] = {}
+        for key, binding in self._bindings:
+            if binding.id in KEY_IDS and binding.id not in given:
+                taken[key] = binding.id
+        for name, keys_of_it in given.items():
+            for key in keys_of_it.split(","):
+                if (other := taken.setdefault(key, name)) != name:
+                    raise BadInput(
+                        f"tui.keys in config.toml: {format_key(key)} would be both {other} and {name}; give each a key of its own"
+                    )
+        self._bindings.apply_keymap(given)
 
     def on_load(self) -> None:
         """Before the terminal is taken."""
@@ -359,5 +375,9 @@ class MscopeApp(EverywhereApp):
     # Leaving
 
     def action_quit_app(self) -> None:
-        """Jobs go on."""
+        """Jobs go on, and what was typed into a form is there again next time."""
+        for screen in self.screen_stack:
+            keep = getattr(screen, "keep_typed", None)
+            if keep is not None:
+                keep()
         self.exit()

@@ -26,6 +26,8 @@ from modelscope_app.tui.dialogs.export import ExportScreen
 from modelscope_app.tui.dialogs.help import HelpScreen
 from modelscope_app.tui.dialogs.question import Question
 from modelscope_app.tui.dialogs.use_selection import UseScreen, uses_of
+from modelscope_app.tui.forms.fields import Field
+from modelscope_app.tui.forms.kept_values import last_used
 from modelscope_app.tui.forms.screen import FormScreen
 from modelscope_app.tui.jobs.screen import JobsScreen
 from modelscope_app.tui.library.screen import LibraryScreen
@@ -97,6 +99,20 @@ async def test_export_writes_what_is_on_the_screen(made_run: Callable[..., RunFo
         assert polars.read_csv(tmp_path / "out" / "table.csv").rows() == table.rows()
         assert polars.read_parquet(tmp_path / "out" / "table.parquet").rows() == table.rows()
         assert "<svg" in (tmp_path / "out" / "table.svg").read_text() and "<html" in (tmp_path / "out" / "table.html").read_text()
+
+
+@pytest.mark.parametrize("leaving", ["ctrl+q", "ctrl+l", "f5"])
+async def test_what_was_typed_into_a_form_is_kept_however_it_is_left(leaving: str) -> None:
+    app = MscopeApp(str(SAMPLE), AppSettings(keys={"library": "ctrl+l", "jobs": "f5"}))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        app.choose_analysis("weights.stats")
+        await all_settled(pilot)
+        bins = next(field for field in app.screen.query(Field) if field.entry.key == "bins")
+        bins.control.focus()
+        await pilot.press("end", *["backspace"] * 5, "7", "7", leaving)
+        await all_settled(pilot)
+    assert last_used("weights.stats", 1)["bins"] == "77"
 
 
 async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
@@ -223,6 +239,21 @@ def test_what_is_wrong_in_the_settings_is_named_with_what_there_is() -> None:
         MscopeApp(None, AppSettings(theme="mscope-drak"))
     with pytest.raises(BadInput, match=r"tui\.keys\.quti.*quit"):
         MscopeApp(None, AppSettings(keys={"quti": "f5"}))
+    with pytest.raises(BadInput, match=r"tui\.keys.*y would be both copy and jobs"):
+        MscopeApp(None, AppSettings(keys={"jobs": "y"}))
+    with pytest.raises(BadInput, match=r"tui\.keys.*f5 would be both jobs and library"):
+        MscopeApp(None, AppSettings(keys={"jobs": "f5", "library": "f5"}))
+
+
+async def test_keys_can_be_swapped() -> None:
+    app = MscopeApp(str(SAMPLE), AppSettings(keys={"jobs": "L", "library": "J"}))
+    async with app.run_test() as pilot:
+        await all_settled(pilot)
+        await pilot.press("L")
+        assert isinstance(app.screen, JobsScreen)
+        await pilot.press("J")
+        await all_settled(pilot)
+        assert isinstance(app.screen, LibraryScreen)
 
 
 async def test_keys_can_be_others() -> None:

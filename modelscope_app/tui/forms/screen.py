@@ -16,7 +16,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.events import DescendantFocus
+from textual.events import DescendantFocus, ScreenSuspend
 from textual.geometry import Offset, Region
 from textual.screen import Screen
 from textual.widgets import Collapsible, Footer, Input, Static
@@ -347,7 +347,7 @@ class FormScreen(Screen[None]):
         if checked == self._handed_over and now - self._handed_over_at < _TWICE_SECONDS:
             return
         self._handed_over, self._handed_over_at = checked, now
-        self._keep()
+        self.keep_typed()
         self.app.post_message(JobAsked(self.analysis_id, checked.checkpoints, checked.params, checked.device, checked.dtype, checked.seed))
 
     def _go_to_first_problem(self, checked: Checked) -> None:
@@ -361,10 +361,14 @@ class FormScreen(Screen[None]):
 
     def action_leave(self) -> None:
         """Back; what was typed is there again next time."""
-        self._keep()
         self.dismiss()
 
-    def _keep(self) -> None:
+    @on(ScreenSuspend)
+    def _left(self) -> None:
+        """Another screen is shown, whichever way."""
+        self.keep_typed()
+
+    def keep_typed(self) -> None:
         """Remember what differs from the defaults."""
         if self._loaded is None:
             return

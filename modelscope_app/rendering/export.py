@@ -38,7 +38,19 @@ ExportFormat = Literal["html", "json", "csv", "parquet"]
 EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
 
 _RUN_PARTS = frozenset(
-    {"job.json", "status.json", "lock", "events.jsonl", "log.txt", "stages", "tables", "artifacts", "views.json", "facts.json"}
+    {
+        "job.json",
+        "status.json",
+        "queue.json",
+        "lock",
+        "events.jsonl",
+        "log.txt",
+        "stages",
+        "tables",
+        "artifacts",
+        "views.json",
+        "facts.json",
+    }
 )
 """What lies in a run folder and is never written by an export."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r].", re.DOTALL)
@@ -72,7 +84,7 @@ def _one_file(run: FinishedRun, format: str, out: Path | None) -> Path:
     path = (out or run.folder / f"report.{format}").absolute()
     if path.is_dir():
         path = path / f"{run.id}.{format}"
-    _refuse_files_of_the_run(run, [path])
+    refuse_files_of_the_run(run, [path])
     if format == "html":
         from modelscope_app.rendering.html import write_report
 
@@ -90,7 +102,7 @@ def _one_file_per_table(run: FinishedRun, format: str, out: Path | None) -> list
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file, and {format} is exported into a folder; choose another --out")
     paths = {name: folder / f"{name}.{format}" for name in run.tables}
-    _refuse_files_of_the_run(run, paths.values())
+    refuse_files_of_the_run(run, paths.values())
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths.items():
         with replacing(path) as part:
@@ -121,10 +133,10 @@ def _json_text(value: object) -> str | None:
     return None if value is None else json.dumps(json_value(value), allow_nan=False)
 
 
-def _refuse_files_of_the_run(run: FinishedRun, paths: Iterable[Path]) -> None:
+def refuse_files_of_the_run(run: FinishedRun, paths: Iterable[Path], choose: str = "another --out") -> None:
     """Raise BadInput if one of the paths is, or would lie among, what the run consists of."""
     folder = run.folder.resolve()
     for path in paths:
         place = path.resolve()
         if place.is_relative_to(folder) and place.relative_to(folder).parts[0] in _RUN_PARTS:
-            raise BadInput(f"{path}: belongs to the run itself; choose another --out")
+            raise BadInput(f"{path}: belongs to the run itself; choose {choose}")

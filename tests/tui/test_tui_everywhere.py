@@ -117,17 +117,20 @@ async def test_what_was_typed_into_a_form_is_kept_however_it_is_left(leaving: st
 
 async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    app = MscopeApp(str(made_run(facts={"a": 1}).folder))
+    run = made_run(facts={"a": 1}).folder
+    app = MscopeApp(str(run))
     async with app.run_test(size=(100, 30)) as pilot:
         await all_settled(pilot)
         await pilot.press("1")
         await all_settled(pilot)
         await pilot.press("e")
         await pilot.pause()
-        app.screen.query_one(Input).value = str(tmp_path / "file" / "under")
-        await pilot.press("enter")
-        await all_settled(pilot)
-        assert isinstance(app.screen, ExportScreen) and "cannot be written" in words(app)
+        places = {tmp_path / "file" / "under": "cannot be written", run / "facts.json": "belongs to the run itself; choose another place"}
+        for place, said in places.items():
+            app.screen.query_one(Input).value = str(place)
+            await pilot.press("enter")
+            await all_settled(pilot)
+            assert isinstance(app.screen, ExportScreen) and said in words(app)
 
 
 TAKING = """

@@ -72,10 +72,11 @@ class _OneView:
 
 def _write(run: FinishedRun, view: View, frame: Callable[[], polars.DataFrame] | None, file_format: str, path: Path) -> Path:
     """Write the file, whole or not at all; one of that name is replaced. Raises BadInput where it cannot be written."""
+    from modelscope_app.rendering.export import csv_frame, refuse_files_of_the_run
     from modelscope_app.runs.atomic import replacing
 
     path = path.expanduser().absolute()
-    _refuse_files_of_the_run(run, path)
+    refuse_files_of_the_run(run, [path], "another place")
     if file_format == "html":
         from modelscope_app.rendering.html import write_report
 
@@ -88,8 +89,6 @@ def _write(run: FinishedRun, view: View, frame: Callable[[], polars.DataFrame] |
             if content is not None:
                 part.write_bytes(content)
             elif rows is not None and file_format == "csv":
-                from modelscope_app.rendering.export import csv_frame
-
                 csv_frame(rows).write_csv(part)
             elif rows is not None:
                 rows.write_parquet(part)
@@ -108,10 +107,3 @@ def _content(run: FinishedRun, view: View, file_format: str) -> bytes:
 
         return picture_bytes(view_figure(run, view), "svg")
     raise BadInput(f"{file_format!r} is no format a view can be written as; choose csv, parquet, json, html or svg")
-
-
-def _refuse_files_of_the_run(run: FinishedRun, path: Path) -> None:
-    """Raise BadInput for a place among what the run consists of."""
-    folder, place = run.folder.resolve(), path.resolve()
-    if place.is_relative_to(folder) and (len(place.relative_to(folder).parts) > 1 or place.exists()):
-        raise BadInput(f"{path}: lies in the run folder, which is not written to; choose another place")

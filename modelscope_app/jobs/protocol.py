@@ -28,9 +28,12 @@ From a worker
 To a preparer
     {"do": "prepare", "id", "analysis", "checkpoints", "params", "device", "dtype", "seed", "out", "cwd"}
                                            check it all, and make a queued run of it
+    {"do": "estimate", "id", ...}          as "prepare", but only say what it would need; nothing is made
     {"do": "readmit", "id", "folder"}      make a run that was lost, cancelled or failed, or never began, a queued one
 From a preparer
     {"say": "prepared", "id", "run", "folder", "warnings"}
+    {"say": "estimated", "id", "need", "fingerprints", "models": [{"fingerprint", "path", "dtype"}], "warnings"}
+                                           `fingerprints` of what was named, `models` that would be built
     {"say": "refused", "id", "error", "exit_code"}
     {"say": "stale", "id"}                 as a worker's
 """

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelscope_app.jobs.inputs import content_fingerprint, job_inputs, with_runs_resolved
-from modelscope_app.jobs.preparing.need import job_need
+from modelscope_app.jobs.preparing.need import built_dtype, job_need
 from modelscope_app.jobs.submission import open_checkpoints
 from modelscope_app.models.names import check_device, check_dtype
 from modelscope_app.plugin_host import params_json, parse_params
@@ -28,7 +28,9 @@ class Estimated:
     need: Mapping[str, Any]
     """A `Need`, as JSON."""
     fingerprints: list[str]
-    """Of the checkpoints whose models would be built."""
+    """Of the checkpoints and series that were named, by which a worker is chosen."""
+    models: list[dict[str, str]]
+    """Each model that would be built: `fingerprint`, `path`, and the `dtype` it is built in."""
 
 
 def estimated(request: Estimate, host: PluginHost, warn: Callable[[str], None]) -> Estimated:
@@ -54,4 +56,6 @@ def estimated(request: Estimate, host: PluginHost, warn: Callable[[str], None]) 
         interpreter="",
     )
     need = job_need(job, analysis, opened, warn)
-    return Estimated(asdict(need), [one.fingerprint for one in opened.checkpoints] if need.model_bytes else [])
+    built = opened.checkpoints if need.model_bytes else ()
+    models = [{"fingerprint": one.fingerprint, "path": str(one.path), "dtype": built_dtype(one, request.dtype)} for one in built]
+    return Estimated(asdict(need), [one.fingerprint for one in job.checkpoints], models)

@@ -46,13 +46,15 @@ def model_bytes(checkpoint: OpenCheckpoint, dtype: str) -> int:
     It differs from what is built by buffers that no checkpoint stores (rotary frequencies), by stored tensors that the model
     has no use for (another task's head), and by those that are stored twice and tied.
     """
-    width = DTYPE_BYTES[check_dtype(dtype) or _built_dtype(checkpoint)]
+    width = DTYPE_BYTES[built_dtype(checkpoint, dtype)]
     headers = (header for shard in checkpoint.shards for header in shard.tensors)
     return sum(header.parameters * width if header.dtype in _FLOATING else header.bytes for header in headers)
 
 
-def _built_dtype(checkpoint: OpenCheckpoint) -> str:
-    """What `models.loading.model_dtype` chooses where no dtype is asked for."""
+def built_dtype(checkpoint: OpenCheckpoint, asked: str) -> str:
+    """Torch's name of what a model is built in: the dtype asked for, or what `models.loading.model_dtype` chooses for `auto`."""
+    if (name := check_dtype(asked)) is not None:
+        return name
     parameters: dict[str, int] = {}
     for header in checkpoint.tensors.values():
         if header.dtype in _FLOATING:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class Preparer:
             with _working_in(None if isinstance(request, Readmit) else request.cwd):
                 if isinstance(request, Estimate):
                     found = estimated(request, self._host_for(request.analysis), warnings.append)
-                    self._speaker.say("estimated", id=id, need=found.need, fingerprints=found.fingerprints, warnings=warnings)
+                    self._speaker.say("estimated", id=id, **asdict(found), warnings=warnings)
                     return True
                 run = self._run_of(request, warnings.append)
             self._speaker.say("prepared", id=id, run=run.id, folder=str(run.folder), warnings=warnings)

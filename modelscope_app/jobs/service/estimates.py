@@ -1,13 +1,14 @@
 """Whether a job would fit, asked before it is submitted: what it needs, as a preparer says, held against what is known of devices.
 
-The rules are those by which a worker admits a job (`jobs.ledger`), and the words those of a job that waits or cannot run. What the
-service does not know it says so: how much of a GPU others take is known to workers alone, so there all that no worker of this
-service holds counts as free.
+The rules are those by which the scheduler chooses a worker and a worker admits a job (`jobs.ledger`), and the words those of a job
+that waits or cannot run. A worker uses and unloads its own models alone: what others hold is taken. What the service does not know it
+says so: how much of a GPU others take is known to workers alone, so there all that no worker of this service holds counts as free.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from modelscope_app.jobs.device_memory import DeviceMemory, device_memory
 from modelscope_app.jobs.ledger import Fits, Holding, Never, admission, within_limit
 from modelscope_app.jobs.service.child import Interpreter
 from modelscope_app.jobs.service.preparers import Preparers
+from modelscope_app.jobs.service.queued_job import QueuedJob
 from modelscope_app.jobs.service.scheduler import Scheduler
-from modelscope_app.models.names import check_device, check_dtype
+from modelscope_app.jobs.service.workers import Worker
+from modelscope_app.models.names import check_device
 from modelscope_app.runs.queue_record import Need
 from modelscope_app.runs.reading import shaped
 
@@ -31,8 +34,22 @@ _GPU_FILES = ("nvidia[0-9]*", "kfd")
 """In /dev, where the driver of a GPU is."""
 
 _BASIS = {"declared": "as it declares", "earlier runs": "from earlier runs", "unknown": "for the analysis nothing is known"}
-_ORDER = ("fits", "will wait", "unknown", "does not fit")
-"""Which of several devices a job would rather go to."""
+_TRIED = {"fits": 0, "unknown": 0, "will wait": 1, "does not fit": 2}
+"""When a job that may go to several devices settles for one: it begins also where nobody knows whether it fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a job needs."""
+
+    fingerprint: str
+    path: str
+    dtype: str
+    """What it is built in, by torch's name."""
+
+    def is_resident(self, resident: Mapping[str, Any]) -> bool:
+        """Whether it is this one, of those a worker says it holds."""
+        return (self.fingerprint, self.path, self.dtype) == (resident["fingerprint"], resident["path"], resident.get("dtype"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +58,9 @@ class Wanted:
 
     need: Need
     fingerprints: frozenset[str]
-    """Of its checkpoints."""
-    dtype: str
-    """As asked."""
+    """Of its checkpoints, by which a worker is chosen."""
+    models: Sequence[Model] = ()
+    """Those it would build, each as often as it uses it."""
     why_unknown: str | None = None
     """Why its own estimate is not there, where it failed."""
 
@@ -58,15 +75,17 @@ class Place:
     limit_bytes: int | None = None
     """The most that jobs may take."""
     holdings: Sequence[Holding] = ()
-    """Models resident there; the job uses those that are needed."""
-    pending_bytes: int = 0
-    """What running jobs are expected to take of it, beyond those."""
+    """Models resident with the worker it would go to; the job uses those that are needed."""
+    taken_bytes: int = 0
+    """What other workers hold of it, and what jobs that begin before this one are expected to take."""
     running: int = 0
     """Jobs that run there."""
     places: int = 1
     """How many can at a time."""
     queued: int = 0
     """Jobs that may go there and have not begun."""
+    ahead: int = 0
+    """Of those, the ones that take a free place before this one."""
 
 
 async def fit_of(preparers: Preparers, scheduler: Scheduler, interpreter: Interpreter, submission: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,16 +94,17 @@ async def fit_of(preparers: Preparers, scheduler: Scheduler, interpreter: Interp
         answer = await preparers.estimate(interpreter, **{**submission, "do": "estimate"})
     except JobFailed as error:
         return _answer(Fit("unknown", f"unknown: {error}"))
+    fingerprints = [str(fingerprint) for fingerprint in answer["fingerprints"]]
     wanted = Wanted(
         shaped(Need, answer["need"]),
-        frozenset(map(str, answer["fingerprints"])),
-        str(submission["dtype"]),
+        frozenset(fingerprints),
+        tuple(shaped(Model, model) for model in answer["models"]),
         next(map(str, answer.get("warnings", [])), None),
     )
     places = await _places(scheduler, interpreter, check_device(str(submission["device"])), wanted)
     if places is None:
         return _answer(Fit("unknown", f"unknown: {_needed(wanted.need, 0)}; no worker has said yet which devices there are", wanted.need))
-    return _answer(min((fit(wanted, place) for place in places), key=lambda found: _ORDER.index(found.verdict)))
+    return _answer(min((fit(wanted, place) for place in places), key=lambda found: _TRIED[found.verdict]))
 
 
 def fit(wanted: Wanted, place: Place) -> Fit:
@@ -93,8 +113,10 @@ def fit(wanted: Wanted, place: Place) -> Fit:
     there_bytes = sum(holding.memory_bytes for holding in place.holdings if holding.is_needed)
     needs_bytes = need.analysis_bytes + max(0, need.model_bytes - there_bytes)
     own_bytes = sum(holding.memory_bytes for holding in place.holdings)
-    needed = _needed(need, there_bytes)
-    room = within_limit(place.memory or DeviceMemory(0, 0), place.limit_bytes, own_bytes, place.pending_bytes)
+    needed, before = _needed(need, there_bytes), _before(place)
+    room = within_limit(place.memory or DeviceMemory(0, 0), place.limit_bytes, own_bytes, place.taken_bytes)
+    if room is None and before is not None:
+        return Fit("will wait", f"will wait: {before}; {needed}", need, place.device)
     if room is None:
         return Fit("unknown", f"unknown: {needed}; how much memory {place.device} has is not known", need, place.device)
     free_bytes = max(0, room.free_bytes + own_bytes - there_bytes)
@@ -107,8 +129,8 @@ def fit(wanted: Wanted, place: Place) -> Fit:
         advice = "use a smaller dtype, smaller batches or another --device" if need.model_bytes else "use another --device"
         return said("does not fit", f"{needed}, and {place.device} has {size(room.capacity_bytes)} in all; {advice}")
     free = f"{size(free_bytes)} free on {place.device}"
-    if place.running >= place.places:
-        return said("will wait", f"{_busy(place)}; {needed}, {free}")
+    if before is not None:
+        return said("will wait", f"{before}; {needed}, {free}")
     if not isinstance(decision, Fits):
         return said("will wait", f"{needed}, and only {free}")
     if need.basis == "unknown":
@@ -144,9 +166,14 @@ def _needed(need: Need, there_bytes: int) -> str:
     return f"{at_least}{size(need.analysis_bytes + model_bytes)} needed ({', '.join(parts)})"
 
 
-def _busy(place: Place) -> str:
-    runs = f"{place.running} job{' runs' if place.running == 1 else 's run'} on {place.device}"
-    return runs if not place.queued else f"{runs} and {place.queued} {'is' if place.queued == 1 else 'are'} queued"
+def _before(place: Place) -> str | None:
+    """Which jobs a new one waits for; None where there is a place for it."""
+    if place.running >= place.places:
+        runs = f"{place.running} job{' runs' if place.running == 1 else 's run'} on {place.device}"
+        return runs if not place.queued else f"{runs} and {place.queued} {'is' if place.queued == 1 else 'are'} queued"
+    if place.running + place.ahead >= place.places:
+        return f"{place.ahead} job{' is' if place.ahead == 1 else 's are'} queued before it"
+    return None
 
 
 def _answer(found: Fit) -> dict[str, Any]:
@@ -154,7 +181,8 @@ def _answer(found: Fit) -> dict[str, Any]:
 
 
 async def _places(scheduler: Scheduler, interpreter: Interpreter, device: str, wanted: Wanted) -> list[Place] | None:
-    """The devices the job may go to, as they stand. None where they are not known in time. Raises UsageError for one not there."""
+    """The devices the job may go to, as they stand, in the order in which the scheduler tries them. None where they are not known in
+    time. Raises UsageError for one not there."""
     known = scheduler.facts.get(interpreter)
     if known is None and device != "cpu" and (device != "auto" or await asyncio.to_thread(_may_have_a_gpu)):
         known = await _hello(scheduler, interpreter)
@@ -163,34 +191,102 @@ async def _places(scheduler: Scheduler, interpreter: Interpreter, device: str, w
     there = known.devices if known is not None else ("cpu",)
     if device != "auto" and device not in there:
         raise UsageError(f"--device {device}: is not there; this machine has {', '.join(there)}")
-    accelerators = [other for other in there if other != "cpu"]
-    devices = [device] if device != "auto" else accelerators or ["cpu"]
+    devices = _devices(device, there)
     capacities = known.capacity_bytes if known is not None else {}
-    return [await _place(scheduler, one, capacities.get(one) or None, wanted) for one in devices]
+    memory = {one: await _memory(one, capacities.get(one) or None) for one in devices}
+    workers = {one: _worker(scheduler, interpreter, one, wanted.fingerprints) for one in devices}
+    ahead = _ahead(scheduler, interpreter, workers, there)
+    devices = sorted(devices, key=lambda one: _rank(workers[one], wanted.fingerprints))
+    return [_place(scheduler, one, memory[one], workers[one], ahead[one], there, wanted) for one in devices]
 
 
-async def _place(scheduler: Scheduler, device: str, capacity_bytes: int | None, wanted: Wanted) -> Place:
-    memory = None if capacity_bytes is None else DeviceMemory(capacity_bytes, capacity_bytes)
-    if device == "cpu":
-        measured = await asyncio.to_thread(device_memory, "cpu")
-        memory = DeviceMemory(min(measured.capacity_bytes, capacity_bytes or measured.capacity_bytes), measured.free_bytes)
-    workers = [worker for worker in scheduler.workers if worker.device == device]
+def _devices(asked: str, there: Sequence[str]) -> list[str]:
+    """Where a job may run that asks for this device."""
+    accelerators = [device for device in there if device != "cpu"]
+    return [asked] if asked != "auto" else accelerators or ["cpu"]
+
+
+async def _memory(device: str, capacity_bytes: int | None) -> DeviceMemory | None:
+    if device != "cpu":
+        return None if capacity_bytes is None else DeviceMemory(capacity_bytes, capacity_bytes)
+    measured = await asyncio.to_thread(device_memory, "cpu")
+    return DeviceMemory(min(measured.capacity_bytes, capacity_bytes or measured.capacity_bytes), measured.free_bytes)
+
+
+def _ahead(
+    scheduler: Scheduler, interpreter: Interpreter, workers: Mapping[str, Worker | None], there: Sequence[str]
+) -> Mapping[str, list[QueuedJob]]:
+    """Jobs that begin on each device before a new one, which has these workers. It overtakes those that did not fit, until they are
+    tried again, and those of other interpreters, while it has a worker there and they may not have theirs."""
+    now = asyncio.get_running_loop().time()
+    ahead: defaultdict[str, list[QueuedJob]] = defaultdict(list)
+    for job in scheduler.jobs.values():
+        if job.worker is not None or job.is_cancelled or job.retry_at > now:
+            continue
+        devices = [one for one in _devices_of(scheduler, job, there) if job.interpreter == interpreter or workers.get(one) is None]
+        free = [one for one in devices if scheduler.running_on(one) + len(ahead[one]) < scheduler.places(one)]
+        first = {one: _rank(_worker(scheduler, job.interpreter, one, job.fingerprints), job.fingerprints) for one in free}
+        for one in [min(first, key=first.__getitem__)] if first else devices:
+            ahead[one].append(job)
+    return ahead
+
+
+def _devices_of(scheduler: Scheduler, job: QueuedJob, there: Sequence[str]) -> list[str]:
+    """Where a queued job may begin; `there` is what is there where no worker of its interpreter has said so."""
+    known = scheduler.facts.get(job.interpreter)
+    return [device for device in _devices(job.device, there if known is None else known.devices) if device not in job.too_small]
+
+
+def _worker(scheduler: Scheduler, interpreter: Interpreter, device: str, fingerprints: frozenset[str]) -> Worker | None:
+    """Who would execute a job on a device, as the scheduler chooses; where no place is free, who may when one is.
+
+    None where a worker has to be started for it.
+    """
+    is_full = scheduler.running_on(device) >= scheduler.places(device)
+    own = [worker for worker in scheduler.workers if worker.interpreter == interpreter and not worker.is_leaving]
+    bound = [worker for worker in own if worker.device == device and (worker.is_idle or is_full)]
+    unbound = next((worker for worker in own if worker.device is None and worker.is_idle), None)
+    return min(bound, key=lambda worker: (not worker.is_idle, *_rank(worker, fingerprints), worker.resident_bytes), default=unbound)
+
+
+def _rank(worker: Worker | None, fingerprints: frozenset[str]) -> tuple[bool, bool]:
+    """How well the worker of a device suits a job, the best least: it is there, and has a model of its checkpoints."""
+    return worker is None or worker.device is None, worker is None or not worker.holds(fingerprints)
+
+
+def _place(
+    scheduler: Scheduler,
+    device: str,
+    memory: DeviceMemory | None,
+    worker: Worker | None,
+    ahead: Sequence[QueuedJob],
+    there: Sequence[str],
+    wanted: Wanted,
+) -> Place:
+    held_bytes = sum(other.held_bytes for other in scheduler.workers if other.device == device)
     return Place(
         device,
         memory,
         scheduler.settings.memory_limit_bytes(device),
-        [_holding(model, wanted) for worker in workers for model in worker.resident],
-        sum(worker.held_bytes - worker.resident_bytes for worker in workers),
+        _holdings(worker.resident if worker is not None else (), wanted.models),
+        held_bytes - (worker.resident_bytes if worker is not None else 0) + sum(job.record.need.total_bytes for job in ahead),
         scheduler.running_on(device),
         scheduler.places(device),
-        sum(job.worker is None and job.device in (device, "auto") for job in scheduler.jobs.values()),
+        sum(job.worker is None and device in _devices_of(scheduler, job, there) for job in scheduler.jobs.values()),
+        len(ahead),
     )
 
 
-def _holding(model: Mapping[str, Any], wanted: Wanted) -> Holding:
-    asked = check_dtype(wanted.dtype)
-    is_needed = wanted.need.model_bytes > 0 and model["fingerprint"] in wanted.fingerprints and asked in (None, model.get("dtype"))
-    return Holding((model["fingerprint"], model.get("dtype")), model["memory_bytes"], model["last_used"], is_needed)
+def _holdings(resident: Sequence[Mapping[str, Any]], models: Sequence[Model]) -> list[Holding]:
+    """What a worker has resident. Of each model that a job needs, as many are needed as it uses."""
+    missing, holdings = list(models), []
+    for one in resident:
+        found = next((model for model in missing if model.is_resident(one)), None)
+        if found is not None:
+            missing.remove(found)
+        key = one["fingerprint"], one["path"], one.get("dtype")
+        holdings.append(Holding(key, one["memory_bytes"], one["last_used"], found is not None))
+    return holdings
 
 
 async def _hello(scheduler: Scheduler, interpreter: Interpreter) -> Any:

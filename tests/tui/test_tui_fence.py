@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from polars.exceptions import PanicException
 from textual import work
 from textual.app import App, ComposeResult
 from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Button, Static
+from tui.recording_host import hosted
 
+from modelscope_app.api import BadInput, FactsView
+from modelscope_app.rendering.drawings import FactsDrawing
+from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.fence import Fence, FencingApp, FencingScreen, fence_of
+from modelscope_app.tui.thread_work import failure_told
+from modelscope_app.tui.views.board import ViewBoard
 
 
 class Wrong(RuntimeError):
@@ -151,3 +160,59 @@ async def test_what_is_no_widget_is_said_to_be_none() -> None:
 
 async def test_an_error_of_the_app_itself_is_nobodys_fence() -> None:
     assert fence_of(Wrong("here")) is None
+
+
+class PanickingBoard(ViewBoard):
+    """A view where polars panics, which is no Exception."""
+
+    where = ""
+
+    def _perhaps(self, place: str) -> None:
+        if self.where == place:
+            raise PanicException("index out of\x1b[2J bounds")
+
+    def computed(self) -> FactsDrawing:
+        self._perhaps("computed")
+        return FactsDrawing((), ())
+
+    def body(self, drawing: FactsDrawing) -> Widget:
+        self._perhaps("body")
+        return Static("drawn")
+
+
+@pytest.mark.parametrize("where", ["computed", "body"])
+async def test_a_view_where_polars_panics_is_a_sentence(made_run: Callable[..., RunFolder], where: str) -> None:
+    board = PanickingBoard(made_run(), FactsView(name="facts", title="Facts"))
+    board.where = where
+    async with hosted(board) as (app, pilot):
+        assert "This view cannot be drawn: index out of\\x1b[2J bounds" in app.text()
+        board.where = ""
+        board.reload()
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+        assert "drawn" in app.text() and board.error is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (BadInput("no such table"), "no such table"),
+        (FileNotFoundError(2, "No such file", "/a\x1b[2J"), "/a\\x1b[2J: No such file"),
+        (ValueError("too odd\x1b[2J"), "It cannot be read: too odd\\x1b[2J"),
+        (AssertionError(), "It cannot be read: AssertionError"),
+        (PanicException("no rows"), "It cannot be read: no rows"),
+    ],
+)
+def test_what_a_thread_raises_is_told_in_one_harmless_sentence(error: BaseException, sentence: str) -> None:
+    told: list[str] = []
+    with failure_told(told.append, "It cannot be read"):
+        raise error
+    assert told == [sentence]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_what_ends_a_thread_on_purpose_is_no_failure(error: type[BaseException]) -> None:
+    told: list[str] = []
+    with pytest.raises(error), failure_told(told.append, "It cannot be read"):
+        raise error
+    assert not told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel, Work
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.jobs.bar import JobsBar, jobs_line
 from modelscope_app.tui.jobs.screen import JobsScreen, devices_text
-from modelscope_app.tui.jobs.snapshot import JobsSnapshot, Pace
+from modelscope_app.tui.jobs.snapshot import JobsSnapshot, Pace, follow
 from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
 
 RUNNING = JobInfo("20260102-1", "/runs/1", "weights.stats", "running", device="cpu", stage="moments", done=50, total=200, unit="tensors")
@@ -81,6 +82,74 @@ def test_rates_come_from_what_was_seen_of_a_stage() -> None:
     assert pace.rates((replace(RUNNING, done=10, stage="spectra"),)) == ()
     now[0] = 112.0
     assert pace.rates((replace(RUNNING, done=30, stage="spectra"), QUEUED)) == (("20260102-1", 10.0),)
+
+
+class Answering:
+    """A client of a service where a job gets one unit further with each look; after so many looks there is nothing new."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks, self._done = looks, 0
+        self.is_over = asyncio.Event()
+
+    async def __aenter__(self) -> Answering:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    async def jobs(self) -> tuple[JobInfo, ...]:
+        if self._done == self._looks:
+            self.is_over.set()
+            await asyncio.Event().wait()
+        self._done += 1
+        return (replace(RUNNING, done=self._done),)
+
+    async def devices(self) -> tuple[DeviceInfo, ...]:
+        return ()
+
+    async def resident(self) -> tuple[ResidentModel, ...]:
+        return ()
+
+
+async def followed(monkeypatch: pytest.MonkeyPatch, tell: Callable[[JobsSnapshot], None]) -> None:
+    """Three looks at such a service."""
+    client = Answering(3)
+    monkeypatch.setattr("modelscope_app.jobs.client.AsyncClient", lambda start: client)
+    following, over = asyncio.create_task(follow(tell, asyncio.Event(), 0.0)), asyncio.create_task(client.is_over.wait())
+    await asyncio.wait({following, over}, return_when=asyncio.FIRST_COMPLETED)
+    assert not following.done(), "following has ended"
+    following.cancel()
+
+
+async def test_following_goes_on_after_a_widget_raised_and_says_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[JobsSnapshot] = []
+
+    def raises_once(snapshot: JobsSnapshot) -> None:
+        told.append(snapshot)
+        if len(told) == 1:
+            raise ValueError("no room")
+
+    await followed(monkeypatch, raises_once)
+    assert [(snapshot.jobs[0].done, snapshot.problem) for snapshot in told] == [
+        (1, None),
+        (1, "internal error (ValueError: no room)"),
+        (2, None),
+        (3, None),
+    ]
+    assert jobs_line(told[1], 80) == "jobs: internal error (ValueError: no room)"
+
+
+async def test_following_goes_on_while_a_widget_raises_whatever_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[JobsSnapshot] = []
+
+    def raises(snapshot: JobsSnapshot) -> None:
+        told.append(snapshot)
+        raise ValueError("no room")
+
+    await followed(monkeypatch, raises)
+    assert [(snapshot.jobs[0].done, snapshot.problem is not None) for snapshot in told] == [
+        (done, is_problem) for done in (1, 2, 3) for is_problem in (False, True)
+    ]
 
 
 def test_devices_say_what_is_resident_since_when_and_how_big() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from checkpoints.checkpoint_files import ramp, write_shard
-from tui.recording_host import hosted, press
+from tui.recording_host import hosted, press, settled
+from tui.slow_disk import SlowCalls, until
 
 from modelscope_app.checkpoints.glance import glance
 from modelscope_app.checkpoints.samples import sample_checkpoints
 from modelscope_app.locations import state_dir
 from modelscope_app.runs.index import runs_dir
+from modelscope_app.tui.library.folder_browser import FolderBrowser, PlaceTree
 from modelscope_app.tui.library.places import MOST_ENTRIES, places_in
 from modelscope_app.tui.library.recent import MOST, forget, recent, remember
 from modelscope_app.tui.library.screen import LibraryScreen
@@ -156,6 +158,22 @@ async def test_a_path_that_is_gone_says_so_does_not_open_and_can_be_taken_off(no
         assert opened(app) == [str(tmp_path / "there")]
 
 
+async def test_a_path_that_breaks_what_looks_at_it_is_a_sentence_and_the_next_one_is_looked_at(
+    no_samples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_at_odd(path: str) -> object:
+        if path.endswith("odd"):
+            raise RecursionError("too odd")
+        return glance(path)
+
+    monkeypatch.setattr("modelscope_app.checkpoints.glance.glance", breaks_at_odd)
+    remember(str(model(tmp_path / "even")))
+    remember(str(model(tmp_path / "odd")))
+    async with hosted(LibraryScreen(tmp_path)) as (app, _):
+        assert "! odd  cannot be looked into: too odd" in app.text()
+        assert "even  LlamaForCausalLM, F32" in app.text()
+
+
 @pytest.mark.parametrize("size", [(40, 12), (80, 24)])
 async def test_hostile_paths_are_harmless(size: tuple[int, int], no_samples: None, tmp_path: Path) -> None:
     remember(str(model(tmp_path / HOSTILE, architecture=HOSTILE * 50)))
@@ -197,6 +215,89 @@ async def test_the_folder_above_is_a_key_away(tmp_path: Path) -> None:
         assert "no folders and no safetensors files" in app.text()
         await press(pilot, "backspace")
         assert "sub/" in app.text()
+
+
+@pytest.mark.parametrize("count", [3, 90])
+async def test_the_cursor_stands_on_the_folder_one_came_from(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        (tmp_path / f"sub{number}" / "inside").mkdir(parents=True)
+    last = tmp_path / f"sub{count - 1}"
+    async with hosted(LibraryScreen(last)) as (app, pilot):
+        await press(pilot, "2", "backspace")
+        assert f"sub{count - 1}/" in app.text()
+        assert app.screen.query_one(FolderBrowser).copied().text == str(last)
+        await press(pilot, "enter", "down")
+        assert app.screen.query_one(FolderBrowser).copied().text == str(last / "inside")
+        await press(pilot, "backspace")
+        assert app.screen.query_one(FolderBrowser).copied().text == str(tmp_path)
+
+
+@pytest.fixture
+def slow_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowCalls:
+    """Of the folder `top/slow`, which holds `in-slow`, beside `top/other`, which holds `in-other`."""
+    (tmp_path / "top" / "slow" / "in-slow").mkdir(parents=True)
+    (tmp_path / "top" / "other" / "in-other").mkdir(parents=True)
+    slow = SlowCalls(places_in, lambda folder: folder == str(tmp_path / "top" / "slow"))
+    monkeypatch.setattr("modelscope_app.tui.library.places.places_in", slow)
+    monkeypatch.setattr("modelscope_app.tui.library.folder_browser.places_in", slow)
+    return slow
+
+
+async def test_a_listing_that_comes_late_leaves_the_folder_shown_by_then_alone(tmp_path: Path, slow_listing: SlowCalls) -> None:
+    async with hosted(LibraryScreen(tmp_path / "top" / "slow")) as (app, pilot):
+        await pilot.press("2")
+        await until(pilot, lambda: slow_listing.started)
+        await pilot.press("backspace")
+        await until(pilot, lambda: "other/" in app.text())
+        await pilot.press("home")
+        slow_listing.finish.set()
+        await settled(pilot)
+        assert app.screen.query_one(FolderBrowser).copied() is None, "the cursor stays on the folder above"
+        await press(pilot, "down", "enter")
+        assert "in-other/" in app.text()
+        assert "in-slow/" not in app.text()
+
+
+async def test_a_listing_for_a_line_that_is_gone_is_dropped(tmp_path: Path, slow_listing: SlowCalls) -> None:
+    for number in range(8):
+        (tmp_path / f"beside{number}").mkdir()
+    async with hosted(LibraryScreen(tmp_path / "top")) as (app, pilot):
+        await press(pilot, "2", "down")
+        await pilot.press("enter")
+        await until(pilot, lambda: slow_listing.started)
+        await pilot.press("backspace")
+        await until(pilot, lambda: "top/" in app.text())
+        slow_listing.finish.set()
+        await settled(pilot)
+        assert "in-slow/" not in app.text()
+        tree = app.screen.query_one(PlaceTree)
+        assert all(tree.get_node_by_id(node.id) is node for node in tree.root.children)
+
+
+async def test_a_folder_closed_while_it_is_listed_stays_closed_and_opens_with_what_was_found(
+    tmp_path: Path, slow_listing: SlowCalls
+) -> None:
+    async with hosted(LibraryScreen(tmp_path / "top")) as (app, pilot):
+        await press(pilot, "2", "down")
+        await pilot.press("enter")
+        await until(pilot, lambda: slow_listing.started)
+        await pilot.press("left")
+        slow_listing.finish.set()
+        await settled(pilot)
+        assert "in-slow/" not in app.text()
+        await press(pilot, "right")
+        assert "in-slow/" in app.text()
+        assert slow_listing.started == 1
+
+
+async def test_what_breaks_while_a_folder_is_listed_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_home() -> Path:
+        raise RuntimeError("there is no home")
+
+    monkeypatch.setattr("modelscope_app.checkpoints.hub_cache.hub_cache", without_home)
+    async with hosted(LibraryScreen(tmp_path)) as (app, pilot):
+        await press(pilot, "2")
+        assert "cannot be listed: there is no home" in app.text()
 
 
 async def test_a_folder_that_cannot_be_listed_says_why(tmp_path: Path) -> None:
@@ -245,6 +346,42 @@ async def test_a_typed_path_opens_a_checkpoint_a_run_or_a_folder(tmp_path: Path,
         assert str(tmp_path / "sub") in app.text()
         assert "no folders and no safetensors files" in app.text()
         assert len(opened(app)) == 1
+
+
+@pytest.fixture
+def slow_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowCalls:
+    """At the checkpoint `slow/model`, while `other` is none."""
+    model(tmp_path / "slow" / "model")
+    (tmp_path / "other").mkdir()
+    slow = SlowCalls(glance, lambda path: str(path).endswith("/model"))
+    monkeypatch.setattr("modelscope_app.checkpoints.glance.glance", slow)
+    return slow
+
+
+@pytest.mark.parametrize("leave", [("escape", "backspace"), ("escape", "1"), ("ctrl+u", *"../other", "enter")])
+async def test_a_typed_path_that_is_known_too_late_opens_nothing(
+    no_samples: None, tmp_path: Path, slow_look: SlowCalls, leave: tuple[str, ...]
+) -> None:
+    async with hosted(LibraryScreen(tmp_path / "other"), size=(200, 24)) as (app, pilot):
+        await press(pilot, "2", "slash")
+        await pilot.press("ctrl+u", *"../slow/model", "enter")
+        await until(pilot, lambda: slow_look.started)
+        await pilot.press(*leave)
+        slow_look.finish.set()
+        await settled(pilot)
+        assert not opened(app)
+        await press(pilot, "escape", "2")
+        assert "looking ..." not in app.text()
+
+
+async def test_a_typed_path_that_breaks_what_looks_at_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(path: object) -> Path:
+        raise RecursionError(f"too odd: {HOSTILE}")
+
+    monkeypatch.setattr("modelscope_app.checkpoints.finding.absolute", breaks)
+    async with hosted(LibraryScreen(tmp_path), size=(200, 24)) as (app, pilot):
+        await press(pilot, "2", "slash", "enter")
+        assert "it cannot be opened: too odd: w\\x1b" in app.text()
 
 
 # Runs and the screen

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from checkpoints.checkpoint_files import entry, ramp, write_file, write_shard, write_sharded
-from tui.recording_host import hosted, press
+from tui.recording_host import hosted, press, settled
+from tui.slow_disk import SlowCalls, until
 
 from modelscope_app.api import BadInput
 from modelscope_app.checkpoints import open_checkpoint
 from modelscope_app.checkpoints.chat_template import chat_templates
+from modelscope_app.tui.checkpoint.entries import read_inside
 from modelscope_app.tui.checkpoint.opening import opened
 from modelscope_app.tui.checkpoint.overview_page import EntryTree, OverviewPage
 from modelscope_app.tui.checkpoint.reader import Reader
@@ -70,6 +72,16 @@ async def test_the_page_says_what_the_checkpoint_is(tmp_path: Path) -> None:
             assert expected in app.text()
 
 
+async def test_the_page_begins_with_what_its_head_does_not_say(tmp_path: Path) -> None:
+    async with hosted(OverviewPage(opened(model(tmp_path / "llama")))) as (app, pilot):
+        assert app.lines()[0].split() == ["architecture", "LlamaForCausalLM", "(llama)"]
+        assert app.query_one(OverviewPage).copied().text == "LlamaForCausalLM (llama)"
+        await to_line(app, pilot, "module sizes")
+        assert app.query_one(OverviewPage).copied().text == str(tmp_path / "llama")
+    async with hosted(OverviewPage(opened(series(tmp_path / "run", 5, 10)))) as (app, _):
+        assert app.lines()[0].split()[:3] == ["series", "2", "checkpoints"]
+
+
 async def test_config_opens_to_every_entry_and_entries_inside_it(tmp_path: Path) -> None:
     folder = model(tmp_path, rope_scaling={"factor": 8, "kinds": ["a", "b"]}, note="n" * 500)
     async with hosted(OverviewPage(opened(folder)), size=(80, 40)) as (app, pilot):
@@ -115,6 +127,36 @@ async def test_a_template_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> N
         assert "tokenizer_config.json" in app.text().split("chat template")[1]
 
 
+async def test_what_breaks_while_a_section_is_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: object) -> None:
+        raise RecursionError("too odd")
+
+    monkeypatch.setattr("modelscope_app.checkpoints.chat_template.chat_templates", breaks)
+    async with hosted(OverviewPage(opened(with_template(model(tmp_path), "hello"))), size=(240, 40)) as (app, pilot):
+        await press(pilot, "tab")
+        await to_line(app, pilot, "chat template")
+        await press(pilot, "enter")
+        assert "cannot be read: too odd" in app.text()
+
+
+async def test_a_section_read_for_a_checkpoint_shown_before_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowCalls(read_inside, lambda entry: entry.reads_files)
+    monkeypatch.setattr("modelscope_app.tui.checkpoint.overview_page.read_inside", slow)
+    run = series(tmp_path / "run", *range(20))
+    folder = with_template(model(tmp_path / "one"), "hello there")
+    async with hosted(OverviewPage(opened(folder)), size=(80, 40)) as (app, pilot):
+        await press(pilot, "tab")
+        await to_line(app, pilot, "chat template")
+        await pilot.press("enter")
+        await until(pilot, lambda: slow.started)
+        app.query_one(OverviewPage).show(opened(run))
+        slow.finish.set()
+        await settled(pilot)
+        assert "hello there" not in app.text()
+        tree = app.query_one(EntryTree)
+        assert all(tree.get_node_by_id(node.id) is node for section in tree.root.children for node in section.children)
+
+
 async def test_f_computes_the_fingerprint(tmp_path: Path) -> None:
     checkpoint = opened(model(tmp_path))
     async with hosted(OverviewPage(checkpoint)) as (app, pilot):
@@ -129,6 +171,16 @@ async def test_a_fingerprint_of_changed_files_is_a_sentence(tmp_path: Path) -> N
     async with hosted(OverviewPage(checkpoint), size=(200, 40)) as (app, pilot):
         await press(pilot, "tab", "f")
         assert "is gone since the checkpoint was opened" in app.text()
+
+
+async def test_a_fingerprint_that_breaks_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: object) -> None:
+        raise RecursionError("too odd")
+
+    monkeypatch.setattr("modelscope_app.checkpoints.fingerprint.fingerprint", breaks)
+    async with hosted(OverviewPage(opened(model(tmp_path))), size=(80, 40)) as (app, pilot):
+        await press(pilot, "tab", "f")
+        assert "cannot be computed: too odd" in app.text()
 
 
 async def test_shards_are_listed(tmp_path: Path) -> None:

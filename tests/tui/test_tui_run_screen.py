@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import polars
 import pytest
 from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
+from tui.recording_host import hosted
+from tui.slow_disk import SlowCalls, until
 from tui_waiting import all_settled
 
-from modelscope_app.api import BarsView, FactsView, TableView
+from modelscope_app.api import BadInput, BarsView, FactsView, TableView
+from modelscope_app.rendering.drawings import FactsDrawing
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.status import RunLock, Status, write_status
 from modelscope_app.testing.temporary_plugins import TemporaryPlugins
 from modelscope_app.tui.app import MscopeApp
 from modelscope_app.tui.fence import Fence
+from modelscope_app.tui.run.about import ReadPage, about, log_text
 from modelscope_app.tui.run.compare import CompareScreen, difference_rows
 from modelscope_app.tui.run.screen import RunScreen
 from modelscope_app.tui.views.board import ViewBoard
@@ -121,6 +127,95 @@ async def test_a_run_that_goes_on_is_followed_to_its_end(made_run: Made) -> None
         assert {"At a glance", "Norms", "All tensors"} <= {title.partition(" ")[2] for title in titles(screen)}
 
 
+def said_by(screen: RunScreen, tab: str) -> str:
+    """The text of a page."""
+    return str(screen.query_one(f"#{tab} Static", Static).render())
+
+
+async def test_what_was_asked_and_the_log_are_read_in_threads(made_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: list[threading.Thread] = []
+
+    def noted(read: Callable[..., object]) -> Callable[..., object]:
+        def reads(*given: object) -> object:
+            readers.append(threading.current_thread())
+            return read(*given)
+
+        return reads
+
+    monkeypatch.setattr("modelscope_app.tui.run.about.about", noted(about))
+    monkeypatch.setattr("modelscope_app.tui.run.about.log_text", noted(log_text))
+    app = MscopeApp(str(made_run().folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        await pilot.press("2")
+        await settled(pilot)
+        for page in screen.query(ReadPage):
+            page.read_again()
+        await settled(pilot)
+        assert said_by(screen, "log") == "Nothing was printed."
+    assert len(readers) == 4
+    assert threading.main_thread() not in readers
+
+
+async def test_a_log_that_grows_stays_where_it_was_scrolled_to_and_is_drawn_only_when_it_grew(made_run: Made) -> None:
+    run = made_run()
+    log = run.folder / "log.txt"
+    log.write_text("\n".join(f"line {number}" for number in range(300)))
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        await pilot.press("2")
+        await settled(pilot)
+        page = screen.query_one("#log ReadPage", ReadPage)
+        page.scroll_to(y=100, animate=False)
+        await settled(pilot)
+        drawn = page.query_one(Static).content
+        page.read_again()
+        await settled(pilot)
+        assert page.query_one(Static).content is drawn
+        with log.open("a") as stream:
+            stream.write("\nthe last line")
+        page.read_again()
+        await settled(pilot)
+        assert said_by(screen, "log").endswith("the last line")
+        assert page.scroll_y == 100
+
+
+async def test_a_page_that_cannot_be_read_says_why_in_its_place(made_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: object) -> None:
+        raise ValueError("too odd \x1b[2J")
+
+    monkeypatch.setattr("modelscope_app.tui.run.about.about", breaks)
+    run = made_run()
+    (run.folder / "log.txt").mkdir()
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        assert said_by(screen, "about") == "This cannot be read: too odd \\x1b[2J"
+        await pilot.press("2")
+        await settled(pilot)
+        assert said_by(screen, "log") == f"{run.folder / 'log.txt'}: Is a directory"
+
+
+async def test_a_page_on_a_slow_disk_is_read_once_more_and_no_oftener(made_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowCalls(log_text)
+    monkeypatch.setattr("modelscope_app.tui.run.about.log_text", slow)
+    run = made_run()
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        await pilot.press("2")
+        await until(pilot, lambda: slow.started)
+        assert said_by(screen, "log") == "Reading ..."
+        for _ in range(3):
+            screen.query_one("#log ReadPage", ReadPage).read_again()
+        (run.folder / "log.txt").write_text("printed")
+        slow.finish.set()
+        await settled(pilot)
+        assert said_by(screen, "log") == "printed"
+        assert slow.started == 2
+
+
 HOSTILE = "\x1b[31mred\x1b[0m[bold]x[/bold]" + "n" * 10_000
 
 
@@ -209,3 +304,92 @@ async def test_two_runs_stand_side_by_side_or_one_above_the_other(made_run: Made
         boards = list(app.screen.query(ViewBoard))
         assert [board.finished_run.id for board in boards] == [left.id, right.id]
         assert (boards[0].region.x == boards[1].region.x) is (size[0] < 100)
+
+
+class CountingBoard(ViewBoard):
+    """Draws how often it was computed; `drawing_of` stands in for what reads the run."""
+
+    keeps = True
+    computations = 0
+
+    def drawing_of(self, number: int) -> FactsDrawing:
+        return FactsDrawing((), (f"note {number}",))
+
+    def computed(self) -> FactsDrawing:
+        self.computations += 1
+        return self.drawing_of(self.computations)
+
+    def body(self, drawing: FactsDrawing) -> Widget:
+        return Static(f"drawn {drawing.notes[0]}", classes="body")
+
+    def renewed(self, body: Widget, drawing: FactsDrawing) -> bool:
+        if self.keeps:
+            body.update(f"renewed {drawing.notes[0]}")
+        return self.keeps
+
+
+async def reloaded(board: ViewBoard, pilot: Pilot[None]) -> Widget:
+    """What shows the drawing then."""
+    board.reload()
+    await all_settled(pilot)
+    return board.query_one(".view-body > *")
+
+
+@pytest.fixture
+def counting(made_run: Made) -> CountingBoard:
+    return CountingBoard(made_run(), VIEWS[0])
+
+
+async def test_a_picture_that_can_be_renewed_is_kept_when_its_run_has_gone_on(counting: CountingBoard) -> None:
+    async with hosted(counting) as (_, pilot):
+        first = counting.query_one(".body", Static)
+        assert str(first.render()) == "drawn note 1"
+        assert await reloaded(counting, pilot) is first
+        assert str(first.render()) == "renewed note 2"
+        assert str(counting.query_one(".view-notes", Static).render()) == "note 2"
+
+
+async def test_a_picture_that_cannot_be_renewed_is_replaced(counting: CountingBoard) -> None:
+    counting.keeps = False
+    async with hosted(counting) as (_, pilot):
+        first = counting.query_one(".body", Static)
+        second = await reloaded(counting, pilot)
+        assert second is not first
+        assert isinstance(second, Static) and str(second.render()) == "drawn note 2"
+
+
+async def test_a_sentence_in_the_place_of_a_picture_is_not_renewed(counting: CountingBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> FactsDrawing:
+        raise BadInput("no such table")
+
+    async with hosted(counting) as (_, pilot):
+        with monkeypatch.context() as broken:
+            broken.setattr(counting, "drawing_of", fails)
+            sentence = await reloaded(counting, pilot)
+            assert isinstance(sentence, Static) and str(sentence.render()) == counting.error == "no such table"
+        picture = await reloaded(counting, pilot)
+        assert isinstance(picture, Static) and str(picture.render()) == "drawn note 3"
+        assert counting.error is None
+
+
+async def test_a_picture_that_fails_to_be_renewed_is_a_sentence(counting: CountingBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> bool:
+        raise ValueError("no room")
+
+    async with hosted(counting) as (_, pilot):
+        monkeypatch.setattr(counting, "renewed", fails)
+        await reloaded(counting, pilot)
+        assert counting.error == "This view cannot be drawn: no room"
+
+
+async def test_a_drawing_that_comes_after_a_newer_one_is_dropped(counting: CountingBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hosted(counting) as (app, pilot):
+        slow = SlowCalls(counting.drawing_of, lambda number: number == 2)
+        monkeypatch.setattr(counting, "drawing_of", slow)
+        counting.reload()
+        await until(pilot, lambda: slow.started)
+        counting.reload()
+        await until(pilot, lambda: "renewed note 3" in app.text())
+        slow.finish.set()
+        await all_settled(pilot)
+        assert "renewed note 3" in app.text()

@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widgets import Static, Tree
 from textual.widgets.tree import TreeNode
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import neutralised
 from modelscope_app.tui.checkpoint.entries import Entry, fingerprint_entry, overview_entries, read_inside
 from modelscope_app.tui.checkpoint.fitted_tree import FittedTree, Line
 from modelscope_app.tui.checkpoint.opening import Opened
@@ -21,6 +21,7 @@ from modelscope_app.tui.messages import CheckpointOpened, Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.checkpoints import OpenCheckpoint
@@ -31,8 +32,8 @@ _LONGEST_LABEL = 80
 class _InsideRead(Message):
     """What lies inside an entry was read."""
 
-    def __init__(self, node: TreeNode[Entry], entries: list[Entry], error: str | None) -> None:
-        self.node, self.entries, self.error = node, entries, error
+    def __init__(self, opened: Opened | None, node: TreeNode[Entry], entries: list[Entry], error: str | None) -> None:
+        self.opened, self.node, self.entries, self.error = opened, node, entries, error
         super().__init__()
 
 
@@ -119,10 +120,12 @@ class OverviewPage(Vertical):
         self._compute_fingerprint(self._opened.checkpoint, self._opened.path)
 
     def copied(self) -> Copied | None:
-        """What the line stands for, whole."""
+        """What the line stands for, whole; of one that stands for nothing but what lies inside it, where the checkpoint is."""
         entry = self._entry
-        if entry is None or not entry.whole:
+        if entry is None or self._opened is None:
             return None
+        if not entry.whole:
+            return Copied(self._opened.path, "the checkpoint's path")
         return Copied(entry.whole, neutralised(entry.line.name.strip(), 40))
 
     def selection(self) -> Selection | None:
@@ -159,7 +162,8 @@ class OverviewPage(Vertical):
         state.update(plain(self._error) if self._error is not None else "Reading headers ...")
         state.display, self._tree.display = not there, there
         if self._opened is not None:
-            self._tree.fill(overview_entries(self._opened))
+            _title, *entries = overview_entries(self._opened)  # the head of the workspace says the title
+            self._tree.fill(entries)
 
     def _put_fingerprint(self, value: str) -> None:
         for node in self._tree.root.children:
@@ -169,13 +173,8 @@ class OverviewPage(Vertical):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="fingerprint")
     def _compute_fingerprint(self, checkpoint: OpenCheckpoint, path: str) -> None:
-        try:
-            value = checkpoint.fingerprint
-        except MscopeError as error:
-            value = str(error)
-        except OSError as error:
-            value = f"cannot be computed: {error.strerror or error}"
-        self.post_message(_FingerprintKnown(path, value))
+        with failure_told(lambda sentence: self.post_message(_FingerprintKnown(path, sentence)), "cannot be computed"):
+            self.post_message(_FingerprintKnown(path, checkpoint.fingerprint))
 
     @on(_FingerprintKnown)
     def _fingerprint_known(self, event: _FingerprintKnown) -> None:
@@ -184,12 +183,15 @@ class OverviewPage(Vertical):
             self._put_fingerprint(event.value)
 
     @work(thread=True, exit_on_error=False, group="overview")
-    def _read_inside(self, node: TreeNode[Entry], entry: Entry) -> None:
-        self.post_message(_InsideRead(node, *read_inside(entry)))
+    def _read_inside(self, opened: Opened | None, node: TreeNode[Entry], entry: Entry) -> None:
+        with failure_told(lambda sentence: self.post_message(_InsideRead(opened, node, [], sentence)), "cannot be read"):
+            self.post_message(_InsideRead(opened, node, *read_inside(entry)))
 
     @on(_InsideRead)
     def _inside_read(self, event: _InsideRead) -> None:
         event.stop()
+        if event.opened is not self._opened:
+            return  # its lines are gone
         said = event.error or "nothing in it"
         self._tree.put(event.node, event.entries or [Entry(Line(said), said)])
 
@@ -201,7 +203,7 @@ class OverviewPage(Vertical):
             return
         if entry.reads_files:
             self._tree.put(event.node, [Entry(Line("reading ...", faint=True))])
-            self._read_inside(event.node, entry)
+            self._read_inside(self._opened, event.node, entry)
         else:
             self._tree.put(event.node, read_inside(entry)[0])
 

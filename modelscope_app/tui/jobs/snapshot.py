@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class JobsSnapshot:
     is_running: bool = False
     """Whether a service answers."""
     problem: str | None = None
-    """The sentence, where it answers but not as it should."""
+    """The sentence, where it answers but not as it should, or where what it answered cannot be shown."""
     jobs: tuple[JobInfo, ...] = ()
     """Those on the queue and running, then those that ended, newest first."""
     devices: tuple[DeviceInfo, ...] = ()
@@ -70,7 +71,7 @@ class Pace:
 async def follow(tell: Callable[[JobsSnapshot], object], nudge: asyncio.Event, seconds: float) -> None:
     """Look at the service for ever, every `seconds` while jobs are active, and tell what changed; `nudge` asks for a look now.
 
-    Never starts a service. Runs until it is cancelled.
+    Never starts a service. Runs until it is cancelled, whatever `tell` raises: that is told as a problem of the same moment.
     """
     from modelscope_app.api import MscopeError
     from modelscope_app.jobs.answers import NotRunning
@@ -93,9 +94,17 @@ async def follow(tell: Callable[[JobsSnapshot], object], nudge: asyncio.Event, s
                 snapshot = JobsSnapshot(problem=f"internal error ({type(error).__name__}: {error})")
             if snapshot != last:
                 last = snapshot
-                tell(snapshot)
+                _tell(tell, snapshot)
             pause = seconds if snapshot.active else _IDLE_SECONDS if snapshot.is_running else _LISTENING_SECONDS
             try:
                 await asyncio.wait_for(nudge.wait(), pause)
             except TimeoutError:
                 continue
+
+
+def _tell(tell: Callable[[JobsSnapshot], object], snapshot: JobsSnapshot) -> None:
+    try:
+        tell(snapshot)
+    except Exception as error:
+        with suppress(Exception):  # most likely the same again, from a widget after the one that says it
+            tell(replace(snapshot, problem=f"internal error ({type(error).__name__}: {error})"))

@@ -18,14 +18,16 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static, Tree
 from textual.widgets.tree import TreeNode
+from textual.worker import get_current_worker
 
 from modelscope_app.api import BadInput, neutralised
 from modelscope_app.tui.checkpoint.fitted_tree import FittedTree, Line
-from modelscope_app.tui.library.places import Place, cached_places, places_in
+from modelscope_app.tui.library.places import Place, cached_places, glanced, places_around, places_in
 from modelscope_app.tui.messages import CheckpointOpened, RunOpened, Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.checkpoints.glance import Glance
@@ -36,8 +38,8 @@ _LOOKED_AT_TOGETHER = 60
 class _PlacesRead(Message):
     """A folder was listed."""
 
-    def __init__(self, node: TreeNode[Place], places: Sequence[Place]) -> None:
-        self.node, self.places = node, places
+    def __init__(self, visit: int, node: TreeNode[Place], places: Sequence[Place]) -> None:
+        self.visit, self.node, self.places = visit, node, places
         super().__init__()
 
 
@@ -50,10 +52,18 @@ class _Glanced(Message):
 
 
 class _PathLookedAt(Message):
-    """What a typed path is."""
+    """What a typed path is: a checkpoint, a run or a folder."""
 
-    def __init__(self, typed: str, path: str | None, is_run: bool, glance: Glance | None, error: str | None) -> None:
-        self.typed, self.path, self.is_run, self.glance, self.error = typed, path, is_run, glance, error
+    def __init__(self, visit: int, typed: str, path: Path, is_run: bool, glance: Glance | None) -> None:
+        self.visit, self.typed, self.path, self.is_run, self.glance = visit, typed, path, is_run, glance
+        super().__init__()
+
+
+class _PathRefused(Message):
+    """Why a typed path cannot be opened."""
+
+    def __init__(self, visit: int, sentence: str) -> None:
+        self.visit, self.sentence = visit, sentence
         super().__init__()
 
 
@@ -98,10 +108,8 @@ class PlaceTree(FittedTree[Place]):
 
     @work(thread=True, exit_on_error=False, group="glances")
     def _glance(self, paths: Sequence[str]) -> None:
-        from modelscope_app.checkpoints.glance import glance
-
         for at in range(0, len(paths), _LOOKED_AT_TOGETHER):
-            self.post_message(_Glanced({path: glance(path) for path in paths[at : at + _LOOKED_AT_TOGETHER]}))
+            self.post_message(_Glanced({path: glanced(path) for path in paths[at : at + _LOOKED_AT_TOGETHER]}))
 
     @on(_Glanced)
     def _were_glanced(self, event: _Glanced) -> None:
@@ -132,6 +140,10 @@ class FolderBrowser(Vertical):
         """Begins in `folder`, else in the working folder."""
         super().__init__(id=id)
         self._folder = str(folder) if folder is not None else _working_folder()
+        self._came_from: str | None = None
+        """The folder to put the cursor on, once the one above it is listed."""
+        self._visit = 0
+        """Counts the folders shown, so that what was asked in an earlier one is known when it is answered."""
 
     def compose(self) -> ComposeResult:
         """The path, what is said of it, the folders."""
@@ -165,7 +177,8 @@ class FolderBrowser(Vertical):
 
     def action_up(self) -> None:
         """Show the folder above."""
-        self._show_folder(str(Path(self._folder).parent), came_from=self._folder)
+        folder = Path(self._folder)
+        self._show_folder(str(folder.parent), came_from=str(folder))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Some keys mean something else while a path is typed."""
@@ -221,43 +234,46 @@ class FolderBrowser(Vertical):
         self.query_one("#browser-said", Static).update(plain(text, 600))
 
     def _show_folder(self, folder: str, came_from: str | None = None) -> None:
-        self._folder = folder
+        self._folder, self._came_from = folder, came_from
+        self._visit += 1
         self._say(folder)
         self._tree.clear()
         self._tree.root.data = Place("folder", folder)
         self._tree.root.expand()
         self._tree.root.add("", Place("note", "reading ..."), allow_expand=False)
-        self._list(self._tree.root, self._tree.root.data, came_from)
+        self._list(self._visit, self._tree.root, self._tree.root.data)
 
     @work(thread=True, exit_on_error=False, group="places")
-    def _list(self, node: TreeNode[Place], place: Place, came_from: str | None = None) -> None:
-        if place.kind == "cache":
-            self.post_message(_PlacesRead(node, cached_places()))
-            return
-        places = places_in(place.path)
-        if node.is_root:
-            from modelscope_app.checkpoints.hub_cache import hub_cache
+    def _list(self, visit: int, node: TreeNode[Place], place: Place) -> None:
+        def tell(places: Sequence[Place]) -> None:
+            self.post_message(_PlacesRead(visit, node, places))
 
-            above = [Place("up", str(Path(place.path).parent))] if Path(place.path).parent != Path(place.path) else []
-            cache = [Place("cache", str(hub_cache()))] if hub_cache().is_dir() else []
-            places = [*above, *places, *cache]
-        self.post_message(_PlacesRead(node, places))
+        with failure_told(lambda sentence: tell([Place("note", sentence)]), "cannot be listed"):
+            if place.kind == "cache":
+                tell(cached_places())
+            else:
+                tell(places_around(place.path) if node.is_root else places_in(place.path))
 
     @on(_PlacesRead)
     def _places_read(self, event: _PlacesRead) -> None:
         event.stop()
+        if event.visit != self._visit:
+            return  # its lines are gone
         event.node.remove_children()
         for place in event.places:
             event.node.add("", place, allow_expand=place.kind in ("folder", "cache"))
         if event.node.is_root:
-            self._tree.cursor_line = 1 if len(event.places) > 1 and event.places[0].kind == "up" else 0
+            first = 1 if len(event.places) > 1 and event.places[0].kind == "up" else 0
+            lines = (at for at, place in enumerate(event.places) if place.kind == "folder" and place.path == self._came_from)
+            self._tree.cursor_line = next(lines, first)
+            self._tree.scroll_to_line(self._tree.cursor_line, animate=False)
 
     @on(Tree.NodeExpanded)
     def _unfolded(self, event: Tree.NodeExpanded[Place]) -> None:
         event.stop()
         if event.node.data is not None and not event.node.is_root and not event.node.children:
             event.node.add("", Place("note", "reading ..."), allow_expand=False)
-            self._list(event.node, event.node.data)
+            self._list(self._visit, event.node, event.node.data)
 
     @on(Tree.NodeSelected)
     def _chosen(self, event: Tree.NodeSelected[Place]) -> None:
@@ -291,36 +307,46 @@ class FolderBrowser(Vertical):
         event.stop()
         if event.value.strip():
             self._say("looking ...")
-            self._look_at(event.value.strip())
+            self._look_at(self._visit, self._folder, event.value.strip())
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="typed")
-    def _look_at(self, typed: str) -> None:
+    def _look_at(self, visit: int, folder: str, typed: str) -> None:
         from modelscope_app.checkpoints.finding import absolute
-        from modelscope_app.checkpoints.glance import glance
 
-        try:
-            path = absolute(typed if typed.startswith(("hf:", "~")) else os.path.join(self._folder, typed))  # noqa: PTH118
-            is_run = (path / "job.json").is_file()
-            found = glance(path)
-        except (BadInput, OSError) as error:
-            self.post_message(_PathLookedAt(typed, None, False, None, str(error)))
-            return
-        wrong = found.error if found is not None and found.kind in ("damaged", "gone") else None
-        if found is None and not is_run and not path.is_dir():
-            wrong = f"{path} is no folder and no safetensors file"
-        self.post_message(_PathLookedAt(typed, str(path), is_run, found, wrong))
+        worker = get_current_worker()
+
+        def tell(message: Message) -> None:
+            if not worker.is_cancelled:  # else another path was typed since
+                self.post_message(message)
+
+        with failure_told(lambda sentence: tell(_PathRefused(visit, sentence)), "it cannot be opened"):
+            path = absolute(typed if typed.startswith(("hf:", "~")) else os.path.join(folder, typed))  # noqa: PTH118
+            is_run, found = (path / "job.json").is_file(), glanced(path)
+            if not is_run and found is not None and found.kind in ("damaged", "gone"):
+                raise BadInput(found.error)
+            if not is_run and found is None and not path.is_dir():
+                raise BadInput(f"{path} is no folder and no safetensors file")
+            tell(_PathLookedAt(visit, typed, path, is_run, found))
+
+    @on(_PathRefused)
+    def _path_refused(self, event: _PathRefused) -> None:
+        event.stop()
+        if event.visit == self._visit:
+            self._say(event.sentence)
 
     @on(_PathLookedAt)
     def _path_looked_at(self, event: _PathLookedAt) -> None:
         event.stop()
-        if event.is_run and event.path is not None:
-            self.post_message(RunOpened(Path(event.path)))
-        elif event.error is not None or event.path is None:
-            self._say(event.error or "")
+        if event.visit != self._visit:
+            return  # somebody went to another folder meanwhile
+        if not (self.is_on_screen and self.screen.is_current):
+            self._say(self._folder)  # or to another page
+        elif event.is_run:
+            self.post_message(RunOpened(event.path))
         elif event.glance is not None:
-            self.post_message(CheckpointOpened(event.typed if event.typed.startswith("hf:") else event.path))
+            self.post_message(CheckpointOpened(event.typed if event.typed.startswith("hf:") else str(event.path)))
         else:
-            self._show_folder(event.path)
+            self._show_folder(str(event.path))
             self._tree.focus()
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from modelscope_app.checkpoints.natural_order import natural_key
 from modelscope_app.checkpoints.shard_index import SUFFIX
+from modelscope_app.tui.thread_work import sentence_of
+
+if TYPE_CHECKING:
+    from modelscope_app.checkpoints.glance import Glance
 
 MOST_ENTRIES = 2000
 """Entries of one folder that are listed; the last line says how many more there are."""
@@ -59,11 +63,33 @@ def places_in(folder: str) -> list[Place]:
     return places or [Place("note", "no folders and no safetensors files")]
 
 
+def places_around(folder: str) -> list[Place]:
+    """As `places_in`, with the folder above before and the local Hugging Face cache after them, where there are such."""
+    from modelscope_app.checkpoints.hub_cache import hub_cache
+
+    above, cache = Path(folder).parent, hub_cache()
+    return [
+        *([Place("up", str(above))] if above != Path(folder) else []),
+        *places_in(folder),
+        *([Place("cache", str(cache))] if os.path.isdir(cache) else []),  # noqa: PTH112 - Path.is_dir raises where it may not look
+    ]
+
+
 def cached_places() -> list[Place]:
     """Models of the local Hugging Face cache."""
     from modelscope_app.checkpoints.hub_cache import cached_models
 
     return [Place("cached", name) for name in cached_models()] or [Place("note", "no models in it")]
+
+
+def glanced(path: str | Path) -> Glance | None:
+    """As `glance`, whatever lies there: an error nobody thought of is that of a damaged checkpoint."""
+    from modelscope_app.checkpoints.glance import Glance, glance
+
+    try:
+        return glance(path)
+    except Exception as error:
+        return Glance("damaged", error=f"cannot be looked into: {sentence_of(error)}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
@@ -18,6 +19,7 @@ from textual.widgets.option_list import Option
 
 from modelscope_app.api import neutralised
 from modelscope_app.rendering.wording import age_text
+from modelscope_app.tui.library.places import glanced
 from modelscope_app.tui.library.recent import RecentCheckpoint, forget, recent
 from modelscope_app.tui.messages import CheckpointOpened, Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
@@ -124,14 +126,15 @@ class RecentList(Vertical):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="recent")
     def _read(self) -> None:
-        from modelscope_app.checkpoints.glance import glance
         from modelscope_app.checkpoints.samples import sample_checkpoints
 
         opened = recent()
-        samples = [str(path) for path in sample_checkpoints() if str(path) not in {one.path for one in opened}]
+        samples: list[str] = []
+        with suppress(OSError):  # there is enough to do without them
+            samples = [str(path) for path in sample_checkpoints() if str(path) not in {one.path for one in opened}]
         self.post_message(_Listed(opened, samples))
         for path in [*(one.path for one in opened), *samples]:
-            self.post_message(_Glanced({path: glance(path)}))
+            self.post_message(_Glanced({path: glanced(path)}))
 
     @on(_Listed)
     def _was_listed(self, event: _Listed) -> None:

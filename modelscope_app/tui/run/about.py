@@ -5,47 +5,92 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import neutralised
 from modelscope_app.rendering.wording import age_text, bytes_text, duration_text, value_text
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.jobs.words import state_text
 from modelscope_app.tui.on_screen import Explanation
+from modelscope_app.tui.thread_work import failure_told
 
 
-class AboutRun(VerticalScroll):
-    """Everything about a run but its results."""
+class ReadPage(VerticalScroll):
+    """A text made from a run's folder in a thread, and made again while the run goes on.
 
-    DEFAULT_CSS = """
-    AboutRun { padding: 0 1; }
-    AboutRun Static { height: auto; }
+    What is on the screen stays, scrolled to where it was, until another text was read. What cannot be read is a sentence.
     """
 
-    def __init__(self, run: RunFolder, id: str | None = None) -> None:
+    DEFAULT_CSS = """
+    ReadPage { padding: 0 1; }
+    ReadPage Static { height: auto; }
+    """
+
+    class _TextRead(Message):
+        """The text, or the sentence in its place."""
+
+        def __init__(self, text: Content) -> None:
+            self.text = text
+            super().__init__()
+
+    def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id, can_focus=True)
-        self._run = run
+        self._is_reading = False
+        self._is_asked_again = False
+        """While it is being read."""
 
     def compose(self) -> ComposeResult:
-        yield Static()
+        yield Static("Reading ...", markup=False)
 
     def on_mount(self) -> None:
         """Read it."""
         self.read_again()
 
+    def text(self) -> Content:
+        """Reads the folder and nothing of the widget. Called in a thread. Raises MscopeError, OSError."""
+        raise NotImplementedError
+
     def read_again(self) -> None:
-        """The run has gone on."""
-        try:
-            pairs = about(self._run)
-        except MscopeError as error:
-            self.query_one(Static).update(Content(str(error)))
-            return
+        """The run has gone on. Where it is still being read it is read once more after that, so that a slow disk shows something."""
+        if self._is_reading:
+            self._is_asked_again = True
+        else:
+            self._is_reading, self._is_asked_again = True, False
+            self._read()
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="text")
+    def _read(self) -> None:
+        with failure_told(lambda sentence: self.post_message(self._TextRead(Content(sentence))), "This cannot be read"):
+            self.post_message(self._TextRead(self.text()))
+
+    @on(_TextRead)
+    def _show(self, event: _TextRead) -> None:
+        event.stop()
+        self._is_reading = False
+        shown = self.query_one(Static)
+        if not (isinstance(shown.content, Content) and shown.content.is_same(event.text)):
+            shown.update(event.text)
+        if self._is_asked_again:
+            self.read_again()
+
+
+class AboutRun(ReadPage):
+    """Everything about a run but its results."""
+
+    def __init__(self, run: RunFolder, id: str | None = None) -> None:
+        super().__init__(id)
+        self._run = run
+
+    def text(self) -> Content:
+        """Names and values."""
+        pairs = about(self._run)
         width = max(len(name) for name, _ in pairs) + 2
-        lines = [Content.assemble((name.ljust(width), "bold"), value) for name, value in pairs]
-        self.query_one(Static).update(Content("\n").join(lines))
+        return Content("\n").join(Content.assemble((name.ljust(width), "bold"), value) for name, value in pairs)
 
     def explanation(self) -> Explanation:
         """For `?`."""
@@ -53,6 +98,24 @@ class AboutRun(VerticalScroll):
             "About this run",
             "What was asked, on which content (fingerprints), with which versions, and what it took. The command does the same again "
             "without the app.",
+        )
+
+
+class LogPage(ReadPage):
+    """What was printed during the run."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def text(self) -> Content:
+        """Its end."""
+        return Content(log_text(self._folder))
+
+    def explanation(self) -> Explanation:
+        """For `?`."""
+        return Explanation(
+            "Log", "What the analysis and its libraries printed, its end when it is long. The whole is log.txt in the run folder."
         )
 
 
@@ -86,12 +149,12 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
 
 
 def log_text(folder: Path, most_bytes: int = 200_000) -> str:
-    """The end of what was printed during a run, harmless to print."""
+    """The end of what was printed during a run, harmless to print. Raises OSError where there is a log that cannot be read."""
     try:
         with (folder / "log.txt").open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - most_bytes))
             lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
+    except FileNotFoundError:
         lines = []
     return "\n".join(neutralised(line, 1000) for line in lines) or "Nothing was printed."

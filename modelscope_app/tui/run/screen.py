@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
@@ -34,7 +33,8 @@ from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import checkpoint_name, progress_of, state_text
 from modelscope_app.tui.messages import AnalysisChosen
 from modelscope_app.tui.on_screen import Explanation
-from modelscope_app.tui.run.about import AboutRun, log_text
+from modelscope_app.tui.run.about import AboutRun, LogPage, ReadPage
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.tui.run.panels import FoundPanel
@@ -59,7 +59,6 @@ class RunScreen(FencingScreen[None]):
     RunScreen #said { padding: 1 2; height: 1fr; }
     RunScreen TabbedContent { height: 1fr; }
     RunScreen TabPane { padding: 0; }
-    RunScreen .log { padding: 0 1; height: auto; }
     """
     BINDINGS = [
         ("escape", "app.back", "Back"),
@@ -123,7 +122,7 @@ class RunScreen(FencingScreen[None]):
     def _look_at(self, run: RunFolder) -> None:
         try:
             status = run.read_status()
-        except MscopeError:
+        except (MscopeError, OSError):
             return  # it is being written or removed; the next look tells
         self.app.call_from_thread(self._looked, status)
 
@@ -133,12 +132,12 @@ class RunScreen(FencingScreen[None]):
         if was is None or status.state in FINAL_STATES:
             self._read()
         else:
-            for page in [*self.query(AboutRun), *self.query(LogPage)]:
+            for page in self.query(ReadPage):
                 page.read_again()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="read")
     def _read(self) -> None:
-        try:
+        with failure_told(lambda sentence: self.post_message(self._Failed(sentence)), "it cannot be read: internal error"):
             run = RunFolder.open(self.folder)
             status = run.read_status()
             views = tuple(run.views)
@@ -146,13 +145,7 @@ class RunScreen(FencingScreen[None]):
             tables = [TableView(name=f"table-{name}", title=f"Table {name}", table=name) for name in run.tables if name not in shown]
             if run.facts and not any(isinstance(view, FactsView) for view in views):
                 views = (FactsView(name="facts", title="Facts"), *views)
-        except (MscopeError, OSError) as error:
-            self.post_message(self._Failed(str(error)))
-            return
-        except Exception as error:
-            self.post_message(self._Failed(f"it cannot be read: internal error ({type(error).__name__}: {error})"))
-            return
-        self.post_message(self._Read(run, (*views, *tables), status, ()))
+            self.post_message(self._Read(run, (*views, *tables), status, ()))
 
     @work(exclusive=True, exit_on_error=False, group="panels")
     async def _find_panels(self, run: RunFolder, views: tuple[View, ...], status: Status) -> None:
@@ -274,10 +267,8 @@ class RunScreen(FencingScreen[None]):
         )
 
     def _read_again(self) -> None:
-        for about in self.query(AboutRun):
-            about.read_again()
-        for log in self.query(LogPage):
-            log.read_again()
+        for page in self.query(ReadPage):
+            page.read_again()
         for board in self.query("ViewBoard"):
             reload = getattr(board, "reload", None)
             if reload is not None and self._status is not None and self._status.state in FINAL_STATES:
@@ -300,31 +291,6 @@ class RunScreen(FencingScreen[None]):
         if (head := "  ".join(parts)) != self._head:
             self._head = head
             self.query_one("#head", Static).update(Content(head))
-
-
-class LogPage(VerticalScroll):
-    """What was printed during the run."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(can_focus=True)
-        self._folder = folder
-
-    def compose(self) -> ComposeResult:
-        yield Static("", classes="log", markup=False)
-
-    def on_mount(self) -> None:
-        """Read it."""
-        self.read_again()
-
-    def read_again(self) -> None:
-        """It may have grown."""
-        self.query_one(Static).update(Content(log_text(self._folder)))
-
-    def explanation(self) -> Explanation:
-        """For `?`."""
-        return Explanation(
-            "Log", "What the analysis and its libraries printed, its end when it is long. The whole is log.txt in the run folder."
-        )
 
 
 def _pane(tab: str, page: _Page) -> TabPane:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import re
 import shlex
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
+from textual.worker import get_current_worker
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import neutralised
 from modelscope_app.tui.on_screen import Copied, Explanation, Exports
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.api import FinishedRun, View
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST_TITLE = 200
 LONGEST_NOTE = 2000
+_CANNOT = "This view cannot be drawn"
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -83,10 +85,19 @@ class ViewBoard(Vertical):
         """None until it is computed."""
         self.error: str | None = None
         """The sentence in the picture's place."""
+        self._body: Widget | None = None
+        """What shows the drawing; None while a sentence stands in its place."""
 
     def body(self, drawing: Drawing) -> Widget:
         """The widget that shows `drawing`. Called on the app's thread; what it raises becomes a sentence."""
         raise NotImplementedError
+
+    def renewed(self, body: Widget, drawing: Drawing) -> bool:
+        """Make `body`, which shows an earlier drawing, show `drawing`, and keep what the user did in it; False asks for a new body instead.
+
+        Called on the app's thread, as `body`.
+        """
+        return False
 
     def computed(self) -> Drawing:
         """The drawing, computed in a thread: reads the run and nothing of the widget. Raises MscopeError, OSError."""
@@ -107,7 +118,7 @@ class ViewBoard(Vertical):
 
     def reload(self) -> None:
         """Compute the drawing anew, as for a run that has gone on; what is on the screen stays until the new one is there."""
-        self.run_worker(partial(self._compute), thread=True, exclusive=True, exit_on_error=False, group=f"view-{self.view.name}")
+        self._compute()
 
     def focus_body(self) -> None:
         """Give the picture the keyboard, where it takes it."""
@@ -116,27 +127,29 @@ class ViewBoard(Vertical):
                 widget.focus()
                 return
 
+    @work(thread=True, exclusive=True, exit_on_error=False, group="view")
     def _compute(self) -> None:
-        try:
-            drawing = self.computed()
-        except (MscopeError, OSError) as error:
-            self.post_message(self._Failed(sentence_of(error)))
-        except Exception as error:  # whatever a table holds, the app goes on
-            self.post_message(self._Failed(f"This view cannot be drawn: {sentence_of(error)}"))
-        else:
-            self.post_message(self._Computed(drawing))
+        worker = get_current_worker()
+
+        def tell(message: Message) -> None:
+            if not worker.is_cancelled:  # else it is being computed anew
+                self.post_message(message)
+
+        with failure_told(lambda sentence: tell(self._Failed(sentence)), _CANNOT):
+            tell(self._Computed(self.computed()))
 
     @on(_Computed)
     async def _show_drawing(self, message: _Computed) -> None:
         message.stop()
         self.drawing, self.error = message.drawing, None
-        try:
-            body = self.body(message.drawing)
-        except Exception as error:  # a picture that cannot be built is no reason to close the app
-            await self._show_sentence(f"This view cannot be drawn: {sentence_of(error)}")
-            return
-        await self._put(body)
-        self.show_notes(message.drawing.notes)
+        with failure_told(lambda sentence: self.post_message(self._Failed(sentence)), _CANNOT):
+            if self._body is not None and self.renewed(self._body, message.drawing):
+                self.post_message(self.Shown(self))
+            else:
+                body = self.body(message.drawing)
+                await self._put(body)
+                self._body = body
+            self.show_notes(message.drawing.notes)
 
     @on(_Failed)
     async def _show_failure(self, message: _Failed) -> None:
@@ -145,6 +158,7 @@ class ViewBoard(Vertical):
 
     async def _show_sentence(self, sentence: str) -> None:
         self.error = neutralised(sentence, LONGEST_NOTE)
+        self._body = None
         await self._put(Static(plain(sentence, LONGEST_NOTE), classes="view-sentence view-error"))
         self.show_notes(())
 
@@ -202,13 +216,6 @@ class UnknownBoard(ViewBoard):
     def body(self, drawing: Drawing) -> Widget:
         """Never asked for."""
         raise NotImplementedError
-
-
-def sentence_of(error: BaseException) -> str:
-    """What an exception says, on one line; its name where it says nothing."""
-    if isinstance(error, OSError) and error.strerror:
-        return neutralised(f"{error.filename or 'a file'}: {error.strerror}", LONGEST_NOTE)
-    return neutralised(str(error) or type(error).__name__, LONGEST_NOTE)
 
 
 def run_word(run: FinishedRun) -> str:

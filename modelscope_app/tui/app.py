@@ -180,7 +180,6 @@ class MscopeApp(EverywhereApp):
 
     def _seen(self, snapshot: JobsSnapshot) -> None:
         ended = {job.run for job in snapshot.jobs if job.is_final} & {job.run for job in self.snapshot.active}
-        self.snapshot = snapshot
         for job in snapshot.jobs:
             if job.run in ended:
                 severity: Severity = "information" if job.state == "done" else "warning"
@@ -191,6 +190,7 @@ class MscopeApp(EverywhereApp):
                 refresh = getattr(screen, "refresh_runs", None)
                 if refresh is not None:
                     refresh()
+        self.snapshot = snapshot
 
     def watch_snapshot(self, snapshot: JobsSnapshot) -> None:
         """Every screen that shows jobs."""

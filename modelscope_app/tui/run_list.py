@@ -23,6 +23,7 @@ from modelscope_app.rendering.wording import age_text, count_text, fact_text
 from modelscope_app.tui.jobs.words import state_text
 from modelscope_app.tui.messages import RunOpened, RunsCompared
 from modelscope_app.tui.on_screen import Copied, Explanation
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.runs.folder import RunFolder
@@ -171,7 +172,8 @@ class RunList(Vertical):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="runs")
     def _read(self) -> None:
-        self.post_message(_listed_runs(self._checkpoint))
+        with failure_told(lambda sentence: self.post_message(_RunsRead((), 0, (sentence,))), "the runs cannot be listed"):
+            self.post_message(_listed_runs(self._checkpoint))
 
     @on(_RunsRead)
     def _were_read(self, event: _RunsRead) -> None:
@@ -241,10 +243,7 @@ def _listed_runs(checkpoint: str | None) -> _RunsRead:
     """Every run, or those on a checkpoint; called in a thread."""
     from modelscope_app.runs.index import found_runs
 
-    try:
-        found = found_runs()
-    except (BadInput, OSError) as error:
-        return _RunsRead((), 0, (str(error),))
+    found = found_runs()
     runs = [run for run in found.runs if checkpoint is None or any(given.path == checkpoint for given in run.job.checkpoints)]
     listed = [_listed(run) for run in runs[:MOST_RUNS]]
     if checkpoint is None:

@@ -16,7 +16,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static, TabbedContent, TabPane
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import neutralised
 from modelscope_app.tui.checkpoint.early import EarlyReading
 from modelscope_app.tui.checkpoint.opening import Opened, opened
 from modelscope_app.tui.checkpoint.overview_page import OverviewPage
@@ -25,6 +25,7 @@ from modelscope_app.tui.jobs.bar import JobsBar
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 _PAGES = {"overview": "1 Overview", "tensor": "2 Tensor", "analyses": "3 Analyses", "runs": "4 Runs"}
 _GLANCE_SECONDS = 0.25
@@ -126,13 +127,9 @@ class WorkspaceScreen(Screen[None]):
     @work(thread=True, exclusive=True, exit_on_error=False, group="open")
     def _open(self) -> None:
         early, self._early = self._early, None
-        try:
+        with failure_told(lambda sentence: self.post_message(self._Failed(sentence)), "it cannot be opened: internal error"):
             found = early.whole() if early is not None else None
             self.post_message(self._Opened(found or opened(self._path)))
-        except (MscopeError, OSError) as error:
-            self.post_message(self._Failed(str(error)))
-        except Exception as error:
-            self.post_message(self._Failed(f"it cannot be opened: internal error ({type(error).__name__}: {error})"))
 
     @on(_Failed)
     def _say(self, event: _Failed) -> None:

@@ -54,10 +54,9 @@ class Entry:
 
 def overview_entries(opened: Opened) -> list[Entry]:
     """The lines of a checkpoint's overview page, or of a series'."""
-    title = Entry(Line(opened.name, opened.path, strong=True), opened.path)
     if opened.overview is None or opened.checkpoint is None:
-        return [title, *_series_entries(opened)]
-    return [title, *_checkpoint_entries(opened.checkpoint, opened.overview)]
+        return _series_entries(opened)
+    return _checkpoint_entries(opened.checkpoint, opened.overview)
 
 
 def fingerprint_entry(value: str) -> Entry:

@@ -162,8 +162,7 @@ class OverviewPage(Vertical):
         state.update(plain(self._error) if self._error is not None else "Reading headers ...")
         state.display, self._tree.display = not there, there
         if self._opened is not None:
-            _title, *entries = overview_entries(self._opened)  # the head of the workspace says the title
-            self._tree.fill(entries)
+            self._tree.fill(overview_entries(self._opened))
 
     def _put_fingerprint(self, value: str) -> None:
         for node in self._tree.root.children:

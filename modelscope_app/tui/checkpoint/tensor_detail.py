@@ -17,7 +17,7 @@ from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Static
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import neutralised
 from modelscope_app.api.context import TensorHeader
 from modelscope_app.checkpoints.in_words import size_text
 from modelscope_app.rendering.wording import age_text, value_text
@@ -27,6 +27,7 @@ from modelscope_app.tui.messages import AnalysisChosen, RunOpened
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 _LONGEST_NAME = 600
 _LONGEST_VALUE = 200
@@ -200,13 +201,9 @@ class TensorDetail(VerticalScroll):
     @work(thread=True, exclusive=True, exit_on_error=False, group="statistics")
     def _read_statistics(self) -> None:
         opened = self._opened
-        try:
+        with failure_told(lambda sentence: self.post_message(_StatisticsRead(None, sentence)), "the statistics cannot be read"):
             found = stored_statistics(opened.checkpoint, opened.tensors_in, self._header.name)
             self.post_message(_StatisticsRead(found, None))
-        except MscopeError as error:
-            self.post_message(_StatisticsRead(None, str(error)))
-        except OSError as error:
-            self.post_message(_StatisticsRead(None, f"cannot read the runs: {error.strerror or error}"))
 
     @on(_StatisticsRead)
     def _statistics_read(self, event: _StatisticsRead) -> None:

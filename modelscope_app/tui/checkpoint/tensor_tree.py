@@ -24,6 +24,7 @@ from modelscope_app.tui.messages import Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 
 MOST_MATCHES = 500
 """Lines that a search shows; the count says how many more there are."""
@@ -50,8 +51,8 @@ class TensorChosen(Message):
 class _Grouped(Message):
     """The first level of a large tree is made."""
 
-    def __init__(self, opened: Opened) -> None:
-        self.opened = opened
+    def __init__(self, opened: Opened, error: str | None = None) -> None:
+        self.opened, self.error = opened, error
         super().__init__()
 
 
@@ -221,13 +222,18 @@ class TensorTree(Vertical):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="groups")
     def _group(self, opened: Opened) -> None:
-        _ = opened.groups
-        self.post_message(_Grouped(opened))
+        with failure_told(lambda sentence: self.post_message(_Grouped(opened, sentence)), "the tensors cannot be grouped"):
+            _ = opened.groups
+            self.post_message(_Grouped(opened))
 
     @on(_Grouped)
     def _was_grouped(self, event: _Grouped) -> None:
         event.stop()
-        if event.opened is self._opened and not self._tree.root.children:
+        if event.opened is not self._opened:
+            return
+        if event.error is not None:
+            self.fail(event.error)
+        elif not self._tree.root.children:
             self._tree.fill(event.opened.groups)
 
     def _say_count(self) -> None:

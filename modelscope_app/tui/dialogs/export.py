@@ -13,8 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from modelscope_app.api import MscopeError, neutralised
+from modelscope_app.api import BadInput, neutralised
 from modelscope_app.tui.on_screen import Exports
+from modelscope_app.tui.thread_work import failure_told
 
 
 class ExportScreen(ModalScreen[Path | None]):
@@ -85,17 +86,12 @@ class ExportScreen(ModalScreen[Path | None]):
     def _write(self, chosen: str, typed: str) -> None:
         from modelscope_app.locations import absolute_path
 
-        try:
-            path = absolute_path(typed)
-            if path.exists() and path.is_dir():
-                path = path / f"{self._exports.name}.{chosen}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written = self._exports.write(chosen, path)
-        except MscopeError as error:
-            self.post_message(self.Written(None, str(error)))
-        except OSError as error:
-            self.post_message(self.Written(None, f"{neutralised(typed, 200)}: cannot be written ({error.strerror or error})"))
-        except Exception as error:
-            self.post_message(self.Written(None, f"cannot be written: internal error ({type(error).__name__}: {error})"))
-        else:
-            self.post_message(self.Written(written, None))
+        with failure_told(lambda sentence: self.post_message(self.Written(None, sentence)), "it cannot be written"):
+            try:
+                path = absolute_path(typed)
+                if path.exists() and path.is_dir():
+                    path = path / f"{self._exports.name}.{chosen}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.post_message(self.Written(self._exports.write(chosen, path), None))
+            except OSError as error:
+                raise BadInput(f"{neutralised(typed, 200)}: cannot be written ({error.strerror or error})") from None

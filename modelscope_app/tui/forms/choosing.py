@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from textual import on, work
@@ -18,6 +19,7 @@ from textual.widgets.option_list import Option
 from modelscope_app.api import MscopeError
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
+from modelscope_app.tui.thread_work import failure_told
 
 _LONGEST_LINE = 200
 _MOST_SHOWN = 1000
@@ -89,12 +91,8 @@ class Chooser(Box):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="choices")
     def _look(self) -> None:
-        try:
-            lines: Sequence[Line] = self._load()
-            problem = ""
-        except (MscopeError, OSError) as error:
-            lines, problem = (), str(error)
-        self.app.call_from_thread(self._show, lines, problem)
+        with failure_told(partial(self.app.call_from_thread, self._show, ()), "this cannot be listed"):
+            self.app.call_from_thread(self._show, self._load())
 
     def _show(self, lines: Sequence[Line], problem: str = "") -> None:
         self._lines = lines

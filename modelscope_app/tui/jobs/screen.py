@@ -23,6 +23,7 @@ from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import bar_of, checkpoint_name, device_text, progress_of, share_of, state_text
 from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
 from modelscope_app.tui.on_screen import Copied, Explanation
+from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
     from modelscope_app.jobs.answers import JobInfo
@@ -193,8 +194,9 @@ class JobsScreen(Screen[None]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="log")
     def _read(self, run: str, folder: Path) -> None:
-        log = "\n".join(neutralised(line, _LONGEST_LINE) for line in _tail(folder / "log.txt")) or "Nothing was printed."
-        self.post_message(self.Read(run, log, _events(folder) or "No events yet."))
+        with failure_told(lambda sentence: self.post_message(self.Read(run, sentence, sentence)), "this cannot be read"):
+            log = "\n".join(neutralised(line, _LONGEST_LINE) for line in _tail(folder / "log.txt")) or "Nothing was printed."
+            self.post_message(self.Read(run, log, _events(folder) or "No events yet."))
 
 
 def _row(job: JobInfo, snapshot: JobsSnapshot) -> tuple[Content, ...]:
@@ -246,7 +248,7 @@ def _events(folder: Path) -> str:
     for line in _tail(folder / "events.jsonl"):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             line = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("kind", "time", "seq"))

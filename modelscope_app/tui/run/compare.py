@@ -16,12 +16,13 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
-from modelscope_app.api import FactsView, MscopeError, View, neutralised
+from modelscope_app.api import FactsView, View, neutralised
 from modelscope_app.rendering.wording import age_text, fact_text, label_text, number_text
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.fence import Fence, FencingScreen
 from modelscope_app.tui.jobs.words import checkpoint_name, state_text
 from modelscope_app.tui.on_screen import Explanation
+from modelscope_app.tui.thread_work import failure_told
 
 _STACKED_BELOW = 100
 """Columns of the terminal from which on the two stand beside each other."""
@@ -69,15 +70,13 @@ class CompareScreen(FencingScreen[None]):
 
     @work(thread=True, exclusive=True, exit_on_error=False)
     def _read(self) -> None:
-        try:
+        with failure_told(lambda sentence: self.post_message(self._Read((), (), (), sentence)), "they cannot be read"):
             runs = tuple(RunFolder.open(folder) for folder in self._folders)
             for run in runs:
                 run.read_status()
             left, right = ({view.name: view for view in run.views if not isinstance(view, FactsView)} for run in runs)
             views = tuple((view, right[name]) for name, view in left.items() if name in right and right[name].kind == view.kind)
             self.post_message(self._Read(runs, views, tuple(dict(run.facts) for run in runs), ""))
-        except (MscopeError, OSError) as error:
-            self.post_message(self._Read((), (), (), str(error)))
 
     @on(_Read)
     async def _show(self, event: _Read) -> None:

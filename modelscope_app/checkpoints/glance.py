@@ -36,6 +36,8 @@ class Glance(NamedTuple):
     """Of a series."""
     error: str = ""
     """The sentence, where it is damaged or gone."""
+    reason: str = ""
+    """The same for a line that names the folder already: without it. Untrusted."""
 
     @property
     def words(self) -> str:
@@ -45,7 +47,7 @@ class Glance(NamedTuple):
         'LlamaForCausalLM, BF16, 269.1 MB'
         """
         if self.kind in ("damaged", "gone"):
-            return self.error
+            return self.reason or self.error
         parts = [f"series of {self.members}" if self.kind == "series" else "", self.architecture, self.dtype]
         return ", ".join(part for part in [*parts, size_text(self.bytes) if self.bytes else ""] if part)
 
@@ -55,7 +57,7 @@ def glance(path: str | Path) -> Glance | None:
     try:
         return _glance(path)
     except BadInput as error:
-        return Glance("damaged", error=str(error))
+        return Glance("damaged", error=str(error), reason=str(error).replace(f"{os.fspath(path)}{os.sep}", ""))
     except OSError as error:
         return Glance("damaged", error=f"cannot be read: {error.strerror or error}")
 

@@ -74,13 +74,18 @@ def distinct(frame: polars.DataFrame, column: str) -> list[Any]:
 
 
 def ranked(frame: polars.DataFrame, column: str, descending: bool) -> polars.DataFrame:
-    """Rows ordered by a column, unknown last either way; rows that tie keep their order."""
+    """Rows ordered by a column, text in natural order, unknown last either way; rows that tie keep their order."""
     import polars
 
-    key = polars.col(column)
-    if frame[column].dtype.is_float():
-        key = polars.when(key.is_finite()).then(key)
-    return frame.sort(key, descending=descending, nulls_last=True, maintain_order=True)
+    from modelscope_app.rendering.natural_sort import natural_columns
+
+    values = frame[column]
+    keys: tuple[polars.Series, ...] = (values,)
+    if values.dtype.is_float():
+        keys = (values.set(~values.is_finite(), None),)
+    elif values.dtype in (polars.String, polars.Categorical):
+        keys = natural_columns(values.cast(polars.String))
+    return frame.sort([polars.lit(key) for key in keys], descending=descending, nulls_last=True, maintain_order=True)
 
 
 def unknown_note(columns: Iterable[numpy.ndarray]) -> tuple[str, ...]:

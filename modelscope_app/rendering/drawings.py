@@ -184,7 +184,7 @@ def _table(run: FinishedRun, view: TableView) -> TableDrawing:
     frame = table_of(run, view)
     if view.sort_by is not None:
         frame = ranked(frame, view.sort_by, view.descending)
-    return TableDrawing(frame.select(view.columns) if view.columns else frame, () if frame.height else ("The table has no rows.",))
+    return TableDrawing(frame[list(view.columns)] if view.columns else frame, () if frame.height else ("The table has no rows.",))
 
 
 def _lines(run: FinishedRun, view: LinesView) -> LinesDrawing:

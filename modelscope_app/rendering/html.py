@@ -122,7 +122,7 @@ def _section(run: FinishedRun, view: View) -> Section:
         return Section(title, caption, drawn.notes, facts=drawn.facts)
     if isinstance(drawn, TableDrawing):
         return Section(title, caption, drawn.notes, rows=_rows(run, view, drawn.frame), open=True)
-    rows = _rows(run, view, run.table(getattr(view, "table", "")).select(columns_of(view)))
+    rows = _rows(run, view, run.table(getattr(view, "table", ""))[list(columns_of(view))])
     if not rows.cells:
         return Section(title, caption, drawn.notes)
     if isinstance(drawn, TokenStripDrawing):

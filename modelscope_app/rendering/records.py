@@ -28,7 +28,7 @@ def view_json(run: FinishedRun, view: View) -> dict[str, Any]:
         return {**declared, "facts": json_value({key: run.facts[key] for key in view.keys or run.facts if key in run.facts})}
     if isinstance(drawn, TableDrawing):
         return {**declared, **_frame_json(drawn.frame)}
-    return {**declared, **_frame_json(run.table(getattr(view, "table", "")).select(columns_of(view)))}
+    return {**declared, **_frame_json(run.table(getattr(view, "table", ""))[list(columns_of(view))])}
 
 
 def run_json(run: FinishedRun) -> dict[str, Any]:

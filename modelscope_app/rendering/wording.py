@@ -132,11 +132,13 @@ def progress_text(stage: str, done: float, total: float | None, unit: str, done_
 
     >>> progress_text("moments", 50, 200, "tensors", 50, 10.0)
     'moments: 50 of 200 tensors, 5 tensors/s, 30 s left'
+    >>> progress_text("", 9e6, None, "events", 1190, 1.0)
+    ': 9,000,000 events, 1,190 events/s'
     """
     parts = [f"{stage}: {done:,.0f} of {total:,.0f} {unit}" if total else f"{stage}: {done:,.0f} {unit}"]
     if done_here > 0 and seconds > 0:
         rate = done_here / seconds
-        parts.append(f"{rate:,.3g} {unit}/s")
+        parts.append(f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s")
         if total:
             parts.append(f"{duration_text((total - done) / rate)} left")
     return ", ".join(parts)

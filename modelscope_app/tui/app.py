@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from textual.binding import Binding
 from textual.keys import format_key
 from textual.message import Message
-from textual.reactive import reactive
+from textual.reactive import var
 
 from modelscope_app.api import BadInput, ExitCode, MscopeError, neutralised
 from modelscope_app.tui.checkpoint.early import EarlyReading, is_run_folder
@@ -98,7 +98,7 @@ class MscopeApp(EverywhereApp):
     Screen { layers: base overlay; }
     """
 
-    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    snapshot: var[JobsSnapshot] = var(JobsSnapshot)
     """What the service said last."""
 
     class Told(Message):

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from textual import work
 from textual.binding import Binding
+from textual.events import DescendantFocus
 from textual.keys import format_key
 from textual.message import Message
+from textual.widgets import Input
 
 from modelscope_app.api import MscopeError, neutralised
 from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
@@ -72,6 +74,11 @@ class EverywhereApp(FencingApp[None]):
     def tell(self, sentence: str, severity: Severity = "information") -> None:
         """A line in the corner that goes by itself."""
         self.notify(sentence, severity=severity, timeout=10 if severity != "information" else 5)
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """A cursor that blinks would be two repaints a second, for ever."""
+        if isinstance(event.widget, Input):
+            event.widget.cursor_blink = False
 
     def on_selected(self, event: Selected) -> None:
         if event.selection is not None:

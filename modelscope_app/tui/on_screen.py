@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from textual.widget import Widget
+
 from modelscope_app.tui.selections import Selection
 
 if TYPE_CHECKING:
@@ -94,11 +96,16 @@ class Selecting(Protocol):
 
 
 def answers(screen: Screen[object], protocol: type[Answer]) -> Iterator[Answer]:
-    """The focused widget and what it lies in, as far as they follow a protocol, from the inside out; then the screen."""
+    """The focused widget and what it lies in, as far as they follow a protocol, from the inside out; then the screen, then what lies on
+    the page in front, for when the focus is on the bar of tabs."""
     node: DOMNode | None = screen.focused or screen
     while node is not None:
         if isinstance(node, protocol):
             yield node
         if node is screen:
-            return
+            break
         node = node.parent
+    asked = set(screen.focused.ancestors_with_self) if screen.focused is not None else set()
+    for page in screen.query("TabPane"):
+        if page not in asked and all(node.display for node in page.ancestors_with_self if isinstance(node, Widget)):
+            yield from (widget for widget in page.query() if isinstance(widget, protocol))

@@ -11,7 +11,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.message import Message
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static, TabbedContent, TabPane
@@ -54,7 +54,7 @@ class WorkspaceScreen(Screen[None]):
         Binding("escape", "app.back", "Library", show=False),
     ]
 
-    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    snapshot: var[JobsSnapshot] = var(JobsSnapshot)
 
     class _Opened(Message):
         """Its headers were read."""

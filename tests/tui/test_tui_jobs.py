@@ -81,7 +81,12 @@ def test_rates_come_from_what_was_seen_of_a_stage() -> None:
     assert pace.rates((replace(RUNNING, done=100),)) == (("20260102-1", 5.0),)
     assert pace.rates((replace(RUNNING, done=10, stage="spectra"),)) == ()
     now[0] = 112.0
-    assert pace.rates((replace(RUNNING, done=30, stage="spectra"), QUEUED)) == (("20260102-1", 10.0),)
+    spectra = replace(RUNNING, done=30, stage="spectra")
+    assert pace.rates((spectra, QUEUED)) == (("20260102-1", 10.0),)
+    now[0] = 113.5
+    assert pace.rates((spectra,)) == (("20260102-1", 10.0),)  # progress comes once a second
+    now[0] = 120.0
+    assert pace.rates((spectra,)) == (("20260102-1", 2.0),)
 
 
 class Answering:
@@ -166,8 +171,8 @@ async def test_jobs_are_listed_with_state_progress_and_reason(size: tuple[int, i
         table = app.jobs_screen.query_one(DataTable)
         rows = [[cell.plain for cell in table.get_row_at(at)] for at in range(table.row_count)]
         assert [row[0] for row in rows] == ["> running", "· queued", "~ waiting", "! failed"]
-        assert "50 of 200 tensors" in rows[0][2] and rows[1][2] == "next"
-        assert rows[2][2] == "waits for 3.2 GB on cuda:0" and rows[3][2] == "the disk is full"
+        assert "50 of 200 tensors" in rows[0][4] and rows[1][4] == "next"
+        assert rows[2][4] == "waits for 3.2 GB on cuda:0" and rows[3][4] == "the disk is full"
         assert app.focused is table
 
 

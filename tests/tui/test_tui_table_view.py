@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,10 +17,13 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from modelscope_app.api import BadInput, FinishedRun, TableView, View
+from modelscope_app.checkpoints import natural_key
+from modelscope_app.rendering.drawings import TableDrawing, drawing
+from modelscope_app.rendering.html import write_report
 from modelscope_app.testing.tiny_checkpoints import write_checkpoint
 from modelscope_app.tui.messages import Selected
 from modelscope_app.tui.selections import Selection
-from modelscope_app.tui.views import board_for
+from modelscope_app.tui.views import board_for, table_answers
 from modelscope_app.tui.views.board import ViewBoard
 from modelscope_app.tui.views.row_detail import RowFields
 from modelscope_app.tui.views.table_filter import condition
@@ -145,6 +149,42 @@ async def test_a_view_that_asks_for_an_order_opens_in_it(run: FinishedRun) -> No
         assert "weight_bytes" in screen.text
 
 
+async def test_names_are_sorted_by_the_numbers_in_them_in_the_app_and_in_a_report(made_run: MadeRun, tmp_path: Path) -> None:
+    names = [f"layers.{layer}.{part}.{zeros}{layer % 3}" for layer in range(13) for part in ("mlp", "Attn") for zeros in ("", "00")]
+    names += ["norm", "layers.2", "layers.١", ""]
+    random.Random(0).shuffle(names)
+    run = made_run({"tensors": polars.DataFrame({"tensor": [*names, None]})})
+    wanted = [*sorted(names, key=natural_key), "unknown"]
+    async with on_screen(run) as screen:
+        await screen.press("s")
+        assert screen.rows == wanted
+        await screen.press("s")
+        assert screen.rows == [*wanted[-2::-1], "unknown"]
+    view = TableView(name="t", title="T", table="tensors", sort_by="tensor")
+    async with on_screen(run, view) as screen:
+        assert screen.rows == wanted
+    drawn = drawing(run, view)
+    assert isinstance(drawn, TableDrawing) and drawn.frame["tensor"].to_list() == [*wanted[:-1], None]
+    run.write_view(view)
+    report = write_report(run, tmp_path / "report.html").read_text()
+    assert report.index("layers.2.mlp.2<") < report.index("layers.10.mlp.1<")
+
+
+async def test_a_column_whose_name_looks_like_a_pattern_is_that_column_only(made_run: MadeRun, tmp_path: Path) -> None:
+    run = made_run({"tensors": polars.DataFrame({"^.*$": ["b", "a", "c"], "layer": [1, 2, 3]})})
+    async with on_screen(run) as screen:
+        await screen.press("s")
+        assert screen.rows == ["a", "b", "c"] and "sorted by ^.*$ ascending" in screen.status
+        await screen.press("f")
+        await screen.type("'^.*$' ~ [bc]")
+        await screen.press("enter", "/")
+        await screen.type("c")
+        assert screen.rows == ["b", "c"] and "1 of 1 with 'c'" in screen.status
+        exports = screen.app.board.exports()
+    assert exports is not None
+    assert exports.write("csv", tmp_path / "t.csv").read_text().splitlines() == ["^.*$,layer", "b,1", "c,3"]
+
+
 async def test_f_filters_and_an_empty_filter_shows_all_again(run: FinishedRun) -> None:
     async with on_screen(run) as screen:
         await screen.press("f")
@@ -239,8 +279,11 @@ async def test_enter_shows_the_row_in_full_and_escape_goes_back(run: FinishedRun
         assert copied is not None and copied.text == "0.3333333333333333" and copied.what == "norm"
         await screen.press("left")
         assert "row 2 of tensors" in screen.text
-        await screen.press("escape")
-        assert isinstance(screen.app.focused, TableGrid) and "of tensors" not in screen.text
+        for back in ("escape", "enter"):
+            await screen.press(back)
+            assert isinstance(screen.app.focused, TableGrid) and "of tensors" not in screen.text
+            await screen.press("enter")
+            assert "row 2 of tensors" in screen.text
 
 
 async def test_y_copies_the_row_with_every_digit(run: FinishedRun) -> None:
@@ -327,8 +370,6 @@ async def test_a_table_that_takes_its_time_says_that_it_is_coming(run: FinishedR
 
 
 async def test_sorting_is_seen_while_it_lasts(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modelscope_app.tui.views import table_answers
-
     let = threading.Event()
     sort = table_answers.row_order
     monkeypatch.setattr(table_answers, "row_order", lambda *asked: let.wait(10) and sort(*asked))
@@ -338,6 +379,161 @@ async def test_sorting_is_seen_while_it_lasts(run: FinishedRun, monkeypatch: pyt
         let.set()
         await screen.settle()
         assert "sorting" not in screen.status and "sorted by tensor ascending" in screen.status
+
+
+@pytest.mark.parametrize("raised", [ZeroDivisionError("no \x1b[2J"), MemoryError(), polars.exceptions.PanicException("no way")])
+async def test_an_order_or_a_search_that_fails_ends_in_a_sentence(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    def fails(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(table_answers, "row_order", fails)
+    monkeypatch.setattr(table_answers, "matches", fails)
+    said = "no \\x1b[2J" if isinstance(raised, ZeroDivisionError) else str(raised) or "MemoryError"
+    async with on_screen(run) as screen:
+        await screen.press("s")
+        assert said in screen.status and "..." not in screen.status and screen.rows == FRAME["tensor"].to_list()
+        await screen.press("f")
+        await screen.type("layer = 1")
+        await screen.press("enter")
+        assert said in str(screen.app.query_one(".prompt-error", Static).render()) and "..." not in screen.status
+        await screen.press("escape", "/")
+        await screen.type("mlp")
+        assert said in screen.status and "..." not in screen.status
+        monkeypatch.undo()
+        await screen.press("escape", "s")
+        assert screen.rows == sorted(FRAME["tensor"]) and "sorted by tensor" in screen.status
+
+
+async def test_a_search_that_is_given_up_is_not_said_to_go_on(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    let = threading.Event()
+    search = table_answers.matches
+    monkeypatch.setattr(table_answers, "matches", lambda *asked: let.wait(10) and search(*asked))
+    async with on_screen(run) as screen:
+        await screen.pilot.press("/", "m")
+        assert "searching ..." in screen.status
+        await screen.pilot.press("backspace")
+        assert "searching" not in screen.status
+        let.set()
+        await screen.settle()
+        assert screen.status == "row 0 · 4 rows"
+
+
+async def test_sorting_while_a_filter_is_applied_keeps_the_filter(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    let = threading.Event()
+    order = table_answers.row_order
+    monkeypatch.setattr(table_answers, "row_order", lambda *asked: let.wait(10) and order(*asked))
+    async with on_screen(run) as screen:
+        await screen.pilot.press("f", *"layer<2", "enter")
+        await screen.pilot.click(TableGrid, offset=(2, 0))
+        let.set()
+        await screen.settle()
+        assert "sorted by tensor ascending" in screen.status and "filter layer<2" in screen.status and len(screen.rows) == 2
+        assert not screen.app.query_one(TablePrompt).display
+
+
+class Growing:
+    """A run whose table is what it is said to be."""
+
+    def __init__(self, run: FinishedRun, frame: polars.DataFrame) -> None:
+        self.run = run
+        self.frame = frame
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.run, name)
+
+    def table(self, name: str) -> polars.DataFrame:
+        return self.frame
+
+
+LATER = polars.concat(
+    [FRAME, polars.DataFrame({"tensor": ["model.layers.10.mlp"], "layer": [10], "norm": [1.0], "weight_bytes": [7]})]
+).with_columns(weight_bytes=polars.col("weight_bytes") + 1, new=polars.lit("late"))
+
+
+async def test_a_table_that_is_read_again_stays_as_it_was_made(run: FinishedRun) -> None:
+    growing = Growing(run, FRAME)
+    async with on_screen(growing) as screen:  # type: ignore[arg-type]
+        await screen.press("s", "s", "/", *"mlp", "enter", "f")
+        await screen.type("layer != unknown")
+        await screen.press("enter", "right", "right", "h", "G")
+        pane, grid = screen.pane, screen.app.query_one(TableGrid)
+        assert screen.rows == ["model.layers.2.mlp", "model.layers.1.attn", "model.layers.0.mlp"] and grid.cursor_row == 2
+        growing.frame = LATER
+        screen.app.board.reload()
+        await screen.settle()
+        assert screen.pane is pane and screen.app.focused is grid
+        assert screen.rows == ["model.layers.10.mlp", "model.layers.2.mlp", "model.layers.1.attn", "model.layers.0.mlp"]
+        assert screen.rows[grid.cursor_row] == "model.layers.0.mlp" and grid.column_name == "weight_bytes"
+        for said in ("row 0", "5 rows", "4 match", "sorted by tensor descending", "3 of 3 with 'mlp'", "1 of 5 columns hidden"):
+            assert said in screen.status
+        assert "269.1 MB" in screen.text and "late" in screen.text
+        await screen.press("enter")
+        assert "269,060,553" in screen.text
+
+
+async def test_a_row_in_full_shows_what_was_read_again(run: FinishedRun) -> None:
+    growing = Growing(run, FRAME)
+    async with on_screen(growing) as screen:  # type: ignore[arg-type]
+        await screen.press("down", "enter", "down", "down", "down")
+        growing.frame = LATER
+        screen.app.board.reload()
+        await screen.settle()
+        assert "1,001" in screen.text and isinstance(screen.app.focused, RowFields) and screen.app.focused.highlighted == 3
+
+
+async def test_the_rows_stay_until_those_that_were_read_again_are_in_order(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    let = threading.Event()
+    let.set()
+    order = table_answers.row_order
+    monkeypatch.setattr(table_answers, "row_order", lambda *asked: let.wait(10) and order(*asked))
+    growing = Growing(run, FRAME)
+    async with on_screen(growing) as screen:  # type: ignore[arg-type]
+        await screen.press("s", "f")
+        let.clear()
+        growing.frame = LATER
+        screen.app.board.reload()
+        for _ in range(100):
+            await screen.pilot.pause(0.02)
+            if screen.pane._newest.height == 5:
+                break
+        assert len(screen.rows) == 4 and "4 rows" in screen.status
+        await screen.pilot.press(*"nothing=1", "enter")
+        let.set()
+        await screen.settle()
+        await screen.settle()
+        assert "no column 'nothing'" in screen.text, "the prompt is still open, with its sentence"
+        assert len(screen.rows) == 5 and screen.rows[-2] == "model.layers.10.mlp" and "sorted by tensor ascending" in screen.status
+
+
+async def test_a_table_that_shrank_keeps_the_cursor_on_a_row_there_is(run: FinishedRun) -> None:
+    growing = Growing(run, LATER)
+    async with on_screen(growing) as screen:  # type: ignore[arg-type]
+        await screen.press("G")
+        for frame, row in ((FRAME, 3), (FRAME.head(2), 1), (FRAME.clear(), 0), (LATER, 0)):
+            growing.frame = frame.with_columns(new=polars.lit("late"))
+            screen.app.board.reload()
+            await screen.settle()
+            assert screen.app.query_one(TableGrid).cursor_row == row and len(screen.rows) == frame.height
+
+
+async def test_a_table_that_lost_a_column_in_use_is_made_anew(run: FinishedRun) -> None:
+    growing = Growing(run, FRAME)
+    async with on_screen(growing) as screen:  # type: ignore[arg-type]
+        await screen.press("right", "s", "h")
+        pane = screen.pane
+        growing.frame = FRAME.drop("layer")
+        screen.app.board.reload()
+        await screen.settle()
+        assert screen.pane is not pane and "sorted" not in screen.status and "layer " not in screen.text.splitlines()[1]
+        await screen.press("f")
+        await screen.type("norm > 1")
+        await screen.press("enter")
+        growing.frame = FRAME.drop("norm")
+        screen.app.board.reload()
+        await screen.settle()
+        assert screen.rows == FRAME["tensor"].to_list() and "filter" not in screen.status
 
 
 async def test_a_million_rows_are_sorted_filtered_and_walked_to_their_end(made_run: MadeRun) -> None:
@@ -409,7 +605,7 @@ async def test_exports_hold_the_rows_shown_in_their_order(run: FinishedRun, tmp_
     assert '"rows"' in exports.write("json", tmp_path / "t.json").read_text()
     assert "<svg" in exports.write("svg", tmp_path / "t.svg").read_text()
     assert "model.norm" in exports.write("html", tmp_path / "t.html").read_text()
-    with pytest.raises(BadInput, match="run folder"):
+    with pytest.raises(BadInput, match="belongs to the run itself"):
         exports.write("parquet", run.tables["tensors"])
 
 

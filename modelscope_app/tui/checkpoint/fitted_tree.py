@@ -32,6 +32,8 @@ class Line(NamedTuple):
     """With a number here, `about` begins in that column, as in a list of facts, and is cut instead of the name."""
     strong: bool = False
     faint: bool = False
+    is_sentence: bool = False
+    """Of `about`: it keeps its beginning, as far as there is room beside the name."""
 
 
 class FittedTree(Tree[Data]):
@@ -119,6 +121,8 @@ class FittedTree(Tree[Data]):
             head = label + " " * (cells - cell_len(label))
             return [(head, name_style), (_cut_end(about, room - cells).ljust(room - cells), "")]
         needed = 1 + (cell_len(name) if cell_len(name) <= room else min(_NARROWEST_NAME, cell_len(name)))
+        if line.is_sentence:
+            about = _cut_end(about, max(0, room - needed - 1))
         while about and room - cell_len(about) < needed:
             about = about.partition(" ")[2]
         beside = cell_len(about) + 1 if about else 0

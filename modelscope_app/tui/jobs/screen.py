@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
@@ -33,7 +34,7 @@ _LAST_BYTES = 64_000
 _LONGEST_LINE = 500
 
 
-class JobsTable(DataTable[Content]):
+class JobsTable(DataTable[Text]):
     """One line a job."""
 
     def explanation(self) -> Explanation:
@@ -49,20 +50,20 @@ class JobsScreen(Screen[None]):
     """Follows the app's snapshot of the service."""
 
     DEFAULT_CSS = """
-    JobsScreen #jobs { height: 1fr; min-height: 5; }
+    JobsScreen #jobs { height: 1fr; min-height: 5; scrollbar-size: 0 1; }
     JobsScreen #none { padding: 1 2; color: $text-muted; height: 1fr; }
     JobsScreen TabbedContent { height: 1fr; min-height: 8; }
     JobsScreen .text { padding: 0 1; height: auto; }
     """
     BINDINGS = [
         ("x", "cancel", "Cancel job"),
-        ("R", "again", "Run again with changes"),
+        ("R", "again", "Run again"),
         ("enter", "open", "Open run"),
         ("m", "unload", "Unload models"),
         ("escape", "app.back", "Back"),
     ]
 
-    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    snapshot: var[JobsSnapshot] = var(JobsSnapshot)
 
     class Read(Message):
         """What lies in a run folder: its log and its events."""
@@ -81,14 +82,13 @@ class JobsScreen(Screen[None]):
                 yield Static("", id="events", classes="text")
             with TabPane("Devices and models", id="devices-pane"), VerticalScroll():
                 yield Static("", id="devices", classes="text")
-        with Horizontal():
-            yield JobsBar()
+        yield JobsBar()
         yield Footer()
 
     def on_mount(self) -> None:
         """Columns; rows come with the snapshot."""
         table = self.query_one(JobsTable)
-        for name in ("state", "analysis", "progress", "device", "given", "run"):
+        for name in ("state", "analysis", "asked", "device", "progress", "run"):
             table.add_column(name, key=name)
         self._show(self.snapshot)
         table.focus()
@@ -176,7 +176,7 @@ class JobsScreen(Screen[None]):
         rows = [_row(job, snapshot) for job in snapshot.jobs]
         if [key.value for key in table.rows] == [job.run for job in snapshot.jobs]:
             for job, row in zip(snapshot.jobs, rows, strict=True):
-                for name, cell in zip(("state", "analysis", "progress", "device", "given"), row, strict=False):
+                for name, cell in zip(("state", "analysis", "asked", "device", "progress"), row, strict=False):
                     if table.get_cell(job.run, name) != cell:
                         table.update_cell(job.run, name, cell, update_width=True)
         else:
@@ -199,14 +199,14 @@ class JobsScreen(Screen[None]):
             self.post_message(self.Read(run, log, _events(folder) or "No events yet."))
 
 
-def _row(job: JobInfo, snapshot: JobsSnapshot) -> tuple[Content, ...]:
+def _row(job: JobInfo, snapshot: JobsSnapshot) -> tuple[Text, ...]:
     share = share_of(job)
     bar = bar_of(share, 8) + "  " if share is not None and job.state == "running" else ""
-    given = f"{age_text(time.time() - job.submitted)} ago" if job.submitted else ""
+    asked = f"{age_text(time.time() - job.submitted)} ago" if job.submitted else ""
     progress = bar + progress_of(job, snapshot.rate(job.run))
     device = neutralised(job.device or "", 20)
-    cells = (state_text(job.state), neutralised(job.analysis, 40), progress[:120], device, given, neutralised(job.run, 80))
-    return tuple(map(Content, cells))
+    cells = (state_text(job.state), neutralised(job.analysis, 40), asked, device, progress[:120], neutralised(job.run, 80))
+    return tuple(map(Text, cells))  # of textual's Content the table does not know the width
 
 
 def _nothing(snapshot: JobsSnapshot) -> str:

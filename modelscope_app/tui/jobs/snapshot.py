@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel
 
 _IDLE_SECONDS = 2.0
+_STANDS_SECONDS = 2.0
+"""A rate stands for so long between two steps; progress is stored once a second. Then a job that stands still gets slower."""
 _LISTENING_SECONDS = 5.0
 """Between two looks for a service while there is none."""
 
@@ -49,6 +51,8 @@ class Pace:
         self._clock = clock
         self._began: dict[str, tuple[str | None, float, float]] = {}
         """Stage, time and progress when a stage was first seen, by run."""
+        self._seen: dict[str, tuple[str | None, float, float, float]] = {}
+        """Stage, progress, time and rate when progress was last made."""
 
     def rates(self, jobs: tuple[JobInfo, ...]) -> tuple[tuple[str, float], ...]:
         """Rates of the jobs that make progress; to be called with every look."""
@@ -63,8 +67,13 @@ class Pace:
                 began = (job.stage, now, job.done)
             seen[job.run] = began
             if now > began[1] and job.done > began[2]:
-                found.append((job.run, (job.done - began[2]) / (now - began[1])))
+                last = self._seen.get(job.run)
+                if last is None or last[:2] != (job.stage, job.done) or now - last[2] > _STANDS_SECONDS:
+                    last = job.stage, job.done, now, (job.done - began[2]) / (now - began[1])
+                self._seen[job.run] = last
+                found.append((job.run, last[3]))
         self._began = seen
+        self._seen = {run: last for run, last in self._seen.items() if run in seen}
         return tuple(found)
 
 

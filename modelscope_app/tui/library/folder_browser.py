@@ -94,7 +94,7 @@ class PlaceTree(FittedTree[Place]):
         if glance is None:
             return Line(place.name)
         mark = "! " if glance.kind in ("damaged", "gone") else "+ " if glance.kind == "series" else "* "
-        return Line(mark + place.name, glance.words, strong=True)
+        return Line(mark + place.name, glance.words, strong=True, is_sentence=mark == "! ")
 
     def _look_soon(self, path: str) -> None:
         if not self._unseen:

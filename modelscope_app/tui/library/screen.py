@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.screen import Screen
 from textual.widgets import Footer, OptionList, Static, TabbedContent, TabPane
 
@@ -40,7 +40,7 @@ class LibraryScreen(Screen[None]):
     }
     """
 
-    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    snapshot: var[JobsSnapshot] = var(JobsSnapshot)
 
     def __init__(self, folder: str | Path | None = None, *, page: str = "recent", clock: Callable[[], float] = time.time) -> None:
         """`folder` is where browsing begins, else the working folder; `page` is `recent`, `folders` or `all-runs`."""

@@ -142,9 +142,9 @@ def about(run: RunFolder) -> list[tuple[str, str]]:
     if status.peak_memory_bytes:
         pairs.append(("memory", f"{bytes_text(status.peak_memory_bytes)} at its peak, {bytes_text(status.memory_before_bytes)} before"))
     pairs += [("version", f"{neutralised(name, 60)} {neutralised(version, 60)}") for name, version in job.versions.items()]
-    pairs += [("table", f"{name}  {neutralised(str(path), 400)}") for name, path in run.tables.items()]
-    pairs += [("artifact", f"{name}  {neutralised(str(path), 400)}") for name, path in run.artifacts.items()]
     pairs.append(("folder", neutralised(str(run.folder), 400)))
+    pairs += [("table", neutralised(str(path.relative_to(run.folder)), 400)) for path in run.tables.values()]
+    pairs += [("artifact", neutralised(str(path.relative_to(run.folder)), 400)) for path in run.artifacts.values()]
     return pairs
 
 

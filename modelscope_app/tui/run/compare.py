@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -89,11 +90,11 @@ class CompareScreen(FencingScreen[None]):
         tabs = self.query_one(TabbedContent)
         rows = difference_rows(*event.facts)
         if rows:
-            table: DataTable[Content] = DataTable(cursor_type="row")
+            table: DataTable[Text] = DataTable(cursor_type="row")
             for name in ("fact", "A", "B", "B minus A"):
                 table.add_column(name)
             for row in rows:
-                table.add_row(*map(Content, row))
+                table.add_row(*map(Text, row))  # of textual's Content the table does not know the width
             await tabs.add_pane(TabPane("Facts", table, id="facts"))
         for at, pair in enumerate(event.views):
             self._views[f"view-{at}"] = pair

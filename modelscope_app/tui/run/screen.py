@@ -19,7 +19,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.content import Content
 from textual.message import Message
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.widget import Widget
 from textual.widgets import Footer, Static, TabbedContent, TabPane
 
@@ -62,11 +62,11 @@ class RunScreen(FencingScreen[None]):
     """
     BINDINGS = [
         ("escape", "app.back", "Back"),
-        ("R", "again", "Run again with changes"),
+        ("R", "again", "Run again"),
         *[Binding(str(number), f"tab({number})", "Show the tab of that number", show=False) for number in range(1, 10)],
     ]
 
-    snapshot: reactive[JobsSnapshot] = reactive(JobsSnapshot)
+    snapshot: var[JobsSnapshot] = var(JobsSnapshot)
 
     class _Read(Message):
         """The run folder was read."""

@@ -17,7 +17,13 @@ from modelscope_app.tui.views.named_values import NamedValue, NamedValues
 
 
 class RowFields(NamedValues):
-    """The columns of a row."""
+    """The columns of a row. A click goes to one; enter, which would choose it, goes back to the table."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "close", "Back to the table", show=False)]
+
+    def action_close(self) -> None:
+        """Back to the table."""
+        self.query_ancestor(RowDetail).action_close()
 
     def explanation(self) -> Explanation:
         """For `?`."""
@@ -86,7 +92,6 @@ class RowDetail(Vertical):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        self.post_message(self.Closed())
 
     def action_close(self) -> None:
         """Back to the table."""

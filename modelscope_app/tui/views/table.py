@@ -51,6 +51,11 @@ class TableBoard(ViewBoard):
         sort = Sort(view.sort_by, view.descending) if view.sort_by is not None else None
         return TablePane(view.table, table.frame, view.columns, sort=sort, order=table.order, selections=table.selections)
 
+    def renewed(self, body: Widget, drawing: Drawing) -> bool:
+        """New rows in the table there is, unless a column is gone that it shows, sorts or filters by."""
+        table = cast("OrderedTable", drawing)
+        return isinstance(body, TablePane) and body.renew(table.frame, table.selections)
+
     def exports(self) -> Exports | None:
         """For `e`: csv and parquet hold the rows and columns shown, in the order shown."""
         pane = next(iter(self.query(TablePane)), None)

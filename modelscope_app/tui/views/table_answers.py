@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import polars
 from polars.exceptions import PanicException, PolarsError
 from textual.message import Message
 
-from modelscope_app.api import MscopeError
-from modelscope_app.tui.views.board import sentence_of
+from modelscope_app.api import BadInput
+from modelscope_app.tui.thread_work import sentence_of
 from modelscope_app.tui.views.table_filter import condition
 from modelscope_app.tui.views.table_rows import Sort, matches, row_order
 from modelscope_app.tui.views.table_search import Matches
 
 
-class Ordered(Message):
-    """The rows in their new order; `asked` counts the questions, so that an answer to an older one is known."""
+class OrderAsked(NamedTuple):
+    """Which rows of a frame, and in which order."""
 
-    def __init__(self, asked: int, order: polars.Series | None, sort: Sort | None, typed: str) -> None:
+    number: int
+    """Counts the questions, so that an answer to an older one is known."""
+    frame: polars.DataFrame
+    sort: Sort | None
+    typed: str
+    """The filter; empty for all rows."""
+
+
+class Sought(NamedTuple):
+    """A text to look for among the rows shown."""
+
+    number: int
+    frame: polars.DataFrame
+    order: polars.Series | None
+    text: str
+    go: bool
+    """Whether the cursor is to go there."""
+
+
+class Ordered(Message):
+    """The rows in their new order."""
+
+    def __init__(self, asked: OrderAsked, order: polars.Series | None) -> None:
         self.asked = asked
         self.order = order
-        self.sort = sort
-        self.typed = typed
         super().__init__()
 
 
 class NotOrdered(Message):
     """Why there is no new order."""
 
-    def __init__(self, asked: int, sentence: str) -> None:
+    def __init__(self, asked: OrderAsked, sentence: str) -> None:
         self.asked = asked
         self.sentence = sentence
         super().__init__()
 
 
 class Found(Message):
-    """Where a text is; `go` where the cursor is to go there."""
+    """Where a text is."""
 
-    def __init__(self, matches: Matches, go: bool) -> None:
+    def __init__(self, asked: Sought, matches: Matches) -> None:
+        self.asked = asked
         self.matches = matches
-        self.go = go
         super().__init__()
 
 
-def ordered(frame: polars.DataFrame, asked: int, sort: Sort | None, typed: str) -> Ordered | NotOrdered:
-    """The rows that meet the filter that was typed, sorted."""
+class NotFound(Message):
+    """Why it is not known where a text is."""
+
+    def __init__(self, asked: Sought, sentence: str) -> None:
+        self.asked = asked
+        self.sentence = sentence
+        super().__init__()
+
+
+def ordered(asked: OrderAsked) -> Ordered:
+    """The rows that meet the filter, sorted. Raises BadInput where the filter does not fit the table."""
     try:
-        return Ordered(asked, row_order(frame, sort, condition(typed, frame.schema) if typed else None), sort, typed)
-    except (MscopeError, OSError) as error:
-        return NotOrdered(asked, sentence_of(error))
+        wanted = condition(asked.typed, asked.frame.schema) if asked.typed else None
+        return Ordered(asked, row_order(asked.frame, asked.sort, wanted))
     except (PolarsError, PanicException) as error:
-        return NotOrdered(asked, f"that does not fit the column: {next(iter(str(error).splitlines()), 'polars refuses it')}")
+        raise BadInput(f"that does not fit the column: {next(iter(sentence_of(error).splitlines()))}") from None
 
 
-def found(frame: polars.DataFrame, order: polars.Series | None, text: str, go: bool) -> Found:
-    """The rows that hold a text."""
-    return Found(Matches(text, matches(frame, order, text)), go)
+def found(asked: Sought) -> Found:
+    """The rows that hold the text."""
+    return Found(asked, Matches(asked.text, matches(asked.frame, asked.order, asked.text)))

@@ -20,6 +20,7 @@ from operator import eq, ge, gt, le, lt, ne
 from typing import Any
 
 import polars
+from polars import selectors
 from polars.exceptions import PolarsError
 
 from modelscope_app.api import BadInput, neutralised
@@ -73,7 +74,7 @@ def _one(text: str, at: int, schema: Mapping[str, polars.DataType]) -> tuple[pol
 
 
 def _expression(name: str, dtype: polars.DataType, operator: str, wanted: str) -> polars.Expr:
-    column = polars.col(name)
+    column = selectors.by_name(name).as_expr()  # `polars.col` reads ^...$ as a regular expression
     is_text = dtype in (polars.String, polars.Categorical, polars.Enum)
     known = column.is_finite() if dtype.is_float() else column.is_not_null()
     if operator in ("=", "==", "!=") and wanted == UNKNOWN:

@@ -22,6 +22,7 @@ from modelscope_app.tui.views.table_rows import LONGEST_LABEL, Sort, TableRows
 _NARROWEST = 24
 _WIDEST = 80
 """Cells of a column's content, at most: half the grid, between these."""
+_LONGEST_TOOLTIP = 400
 SORT_MARKS = {False: " ▲", True: " ▼"}
 
 
@@ -83,16 +84,15 @@ class TableGrid(DataTable, inherit_bindings=False):
             labels.append(Text(neutralised(name, LONGEST_LABEL) + mark, justify=justify, no_wrap=True, overflow="ellipsis"))
         return labels
 
-    def show_order(self, order: polars.Series | None, sort: Sort | None, keep: int | None = None) -> None:
-        """Show the rows in another order; the cursor goes to the row `keep` of the frame if it is there, else to the first."""
-        at = 0
-        if keep is not None:
-            found = keep if order is None else order.index_of(keep)
-            at = 0 if found is None else found
+    def show_order(
+        self, order: polars.Series | None, sort: Sort | None, keep: int | None = None, otherwise: int = 0, column: int | None = None
+    ) -> None:
+        """Show the rows in another order; the cursor goes to the row `keep` of the frame if it is there, else to the place `otherwise`."""
         self.rows.order = order
         self._sort = sort
         self.lay_out_columns()
-        self.move_cursor(row=at)
+        place = self.rows.place_of(keep) if keep is not None else None
+        self.move_cursor(row=otherwise if place is None else place, column=column)
 
     def lay_out_columns(self) -> None:
         """Measure and draw anew what is shown."""
@@ -131,10 +131,15 @@ class TableGrid(DataTable, inherit_bindings=False):
         """For `?`."""
         return Explanation(
             "Table",
-            "Arrows move, g and G go to the first and last row, r to a row by its number. s sorts by the column under the cursor: "
-            "rising, falling, as stored; unknown stands last either way. f filters, / searches, n and N go through the matches. "
-            "h hides a column, H shows all again. Enter shows the row in full; y copies it with every digit.",
+            "Arrows move, g and G go to the first and last row, r to a row by its number. s sorts by the column under the cursor: rising, "
+            "falling, as stored; text by the numbers in it, unknown last either way. f filters, / searches, n and N go through the "
+            "matches. h hides a column, H shows all again. Enter or a double click shows the row in full; y copies it with every digit.",
         )
+
+    def on_click(self, event: events.Click) -> None:
+        """A double click on a cell does what enter does."""
+        if event.chain == 2 and event.style.meta.get("row", -1) >= 0:
+            self.action_select_cursor()
 
     def _on_resize(self, event: events.Resize) -> None:
         super()._on_resize(event)
@@ -165,5 +170,5 @@ class TableGrid(DataTable, inherit_bindings=False):
         if not self.is_valid_column_index(column) or not (row == -1 or self.is_valid_row_index(row)):
             self.tooltip = None
             return
-        text = self.rows.name_at(column) if row == -1 else self.rows.cell_text(row, column)
-        self.tooltip = plain(text, 200) if cell_len(text) > self.ordered_columns[column].render_width - 2 else None
+        text = self.rows.name_at(column) if row == -1 else self.rows.cell_text(row, column, _LONGEST_TOOLTIP)
+        self.tooltip = plain(text, _LONGEST_TOOLTIP) if cell_len(text) > self.ordered_columns[column].render_width - 2 else None

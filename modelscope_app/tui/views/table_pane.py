@@ -17,16 +17,18 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from modelscope_app.api import neutralised
+from modelscope_app.api import BadInput, neutralised
 from modelscope_app.rendering.wording import count_text
 from modelscope_app.tui.messages import Selected
 from modelscope_app.tui.on_screen import Copied
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.thread_work import failure_told
 from modelscope_app.tui.views.named_values import NamedValue
 from modelscope_app.tui.views.row_detail import RowDetail, RowFields
 from modelscope_app.tui.views.row_selection import KINDS, RowSelections
-from modelscope_app.tui.views.table_answers import Found, NotOrdered, Ordered, found, ordered
+from modelscope_app.tui.views.table_answers import Found, NotFound, NotOrdered, OrderAsked, Ordered, Sought, found, ordered
+from modelscope_app.tui.views.table_filter import condition
 from modelscope_app.tui.views.table_grid import TableGrid
 from modelscope_app.tui.views.table_prompt import TablePrompt
 from modelscope_app.tui.views.table_rows import Sort, TableRows, exact_text, full_text, text_columns
@@ -78,16 +80,22 @@ class TablePane(Vertical):
         self.rows = TableRows(frame, None, list(columns) or None)
         self.rows.order = order
         self.sort_by = sort
-        self._wanted_sort = sort
-        """What was last asked for: keys may be pressed faster than rows are sorted."""
         self.condition = ""
+        self._wanted_sort, self._wanted_condition = sort, ""
+        """What was last asked for: keys may be pressed faster than rows are sorted."""
+        self._newest = frame
+        """What is shown, or will be when it is in order."""
+        self._answering: str | None = None
+        """The filter that stands in the prompt and is not applied yet."""
         self.selections = selections or RowSelections()
-        self._all_columns = list(self.rows.shown)
+        self._view_columns = tuple(columns)
         self.grid = TableGrid(self.rows, sort, moved=self.say_status)
         self._line = Static("", classes="table-status", markup=False)
         self._asked = 0
+        self._searches = 0
         self._working = ""
         self._sought = ""
+        self._searching = False
         self._matches: Matches | None = None
         self._sought_from = 0
         self._detail_column: str | None = None
@@ -107,8 +115,28 @@ class TablePane(Vertical):
 
     def frame_shown(self) -> Callable[[], polars.DataFrame]:
         """Makes a frame of the rows and columns shown at this moment, in the order shown; to be called in a thread."""
-        names, order = [self.rows.name_at(at) for at in range(self.rows.column_count)], self.rows.order
-        return lambda: self.rows.data.select(names) if order is None else self.rows.data.select(names)[order]
+        columns, order = self.rows.data[self._names_shown()], self.rows.order
+        return lambda: columns if order is None else columns[order]
+
+    def renew(self, frame: polars.DataFrame, selections: RowSelections) -> bool:
+        """Show these rows instead, sorted, filtered and searched as those are, the same columns hidden, the cursor where it is.
+
+        Those stay until these are in order. False where a column is gone that one of this needs.
+        """
+        needed = {*self._names_shown(), *self._view_columns, *([self._wanted_sort.column] if self._wanted_sort else [])}
+        try:
+            if self.condition:
+                condition(self.condition, frame.schema)
+        except BadInput:
+            return False
+        if not needed <= set(frame.columns):
+            return False
+        self._newest, self.selections = frame, selections
+        self._ask_order(self._wanted_sort, self._wanted_condition, self._working)
+        return True
+
+    def _names_shown(self) -> list[str]:
+        return [self.rows.name_at(at) for at in range(self.rows.column_count)]
 
     # --- what is under the cursor
 
@@ -199,45 +227,69 @@ class TablePane(Vertical):
             sort: Sort | None = Sort(column, False)
         else:
             sort = None if now.descending else Sort(column, True)
-        self._ask_order(sort, self.condition, f"sorting by {neutralised(column, _LONGEST_SAID)} ...")
+        self._ask_order(sort, self._wanted_condition, f"sorting by {neutralised(column, _LONGEST_SAID)} ...")
 
     def _ask_order(self, sort: Sort | None, typed: str, doing: str) -> None:
         self._asked += 1
-        self._wanted_sort = sort
+        self._wanted_sort, self._wanted_condition = sort, typed
         self._working = doing
         self.say_status()
-        rows, asked = self.rows.data, self._asked
-        self._answer(lambda: ordered(rows, asked, sort, typed), "table-order")
+        asked = OrderAsked(self._asked, self._newest, sort, typed)
+        self._answer(lambda: ordered(asked), lambda why: NotOrdered(asked, why), "sort")
 
-    def _answer(self, work: Callable[[], Message], group: str) -> None:
-        """Work in a thread, its result as a message."""
-        self.run_worker(lambda: self.post_message(work()), thread=True, exclusive=True, exit_on_error=False, group=group)
+    def _answer(self, work: Callable[[], Message], failed: Callable[[str], Message], what: str) -> None:
+        """Work in a thread, its result or its failure as a message."""
+
+        def answer() -> None:
+            with failure_told(lambda why: self.post_message(failed(why)), f"the {what} failed"):
+                self.post_message(work())
+
+        self.run_worker(answer, thread=True, exclusive=True, exit_on_error=False, group=f"table-{what}")
 
     @on(Ordered)
     def _show_order(self, message: Ordered) -> None:
         message.stop()
-        if message.asked != self._asked:
+        asked = message.asked
+        if asked.number != self._asked:
             return
-        keep = self.grid.frame_row if message.sort == self.sort_by else None
-        is_filter = message.typed != self.condition
-        self._working, self.sort_by, self.condition = "", message.sort, message.typed
-        self.grid.show_order(message.order, message.sort, keep)
-        if is_filter or self.query_one(TablePrompt).question == "filter":
+        is_new, row, place, name = asked.frame is not self.rows.data, self.grid.frame_row, self.grid.cursor_row, self.grid.column_name
+        if is_new:
+            self._hold(asked.frame)
+        keep = row if asked.sort == self.sort_by else None
+        self._working, self.sort_by, self.condition = "", asked.sort, asked.typed
+        names = self._names_shown()
+        column = names.index(name) if name in names else 0
+        self.grid.show_order(message.order, asked.sort, keep, place if is_new and keep is not None else 0, column)
+        if self._answering == asked.typed:
             self._end_prompt()
+        if self.has_class("-in-full"):
+            self._show_in_full()
         self.say_status()
         if self._sought:
             self._seek(self._sought, go=False)
         self.post_message(Selected(self.selection()))
 
+    def _hold(self, frame: polars.DataFrame) -> None:
+        """Take a newer frame; columns that were not there before are shown, unless the view names its columns."""
+        known = set(self.rows.data.columns)
+        kept = [name for name in self._names_shown() if name in frame.columns]
+        added = [] if self._view_columns else [name for name in frame.columns if name not in known]
+        self.rows.hold(frame, kept + added or frame.columns)
+
     @on(NotOrdered)
     def _say_why_not(self, message: NotOrdered) -> None:
         message.stop()
-        if message.asked != self._asked:
+        asked = message.asked
+        if asked.number != self._asked:
             return
-        self._working, self._wanted_sort = "", self.sort_by
-        prompt = self.query_one(TablePrompt)
-        if prompt.display and prompt.question == "filter":
-            prompt.say(message.sentence)
+        self._working = ""
+        is_other = (asked.sort, asked.typed) != (self.sort_by, self.condition)
+        self._wanted_sort, self._wanted_condition = self.sort_by, self.condition
+        if self._newest is not self.rows.data and is_other:
+            self._ask_order(self.sort_by, self.condition, "")
+        if self._answering == asked.typed:
+            self._answering = None
+            self.query_one(TablePrompt).say(message.sentence)
             self.say_status()
         else:
             self.say_status(message.sentence)
@@ -253,8 +305,9 @@ class TablePane(Vertical):
 
     def action_show_columns(self) -> None:
         """Show all columns of the table, also those its view leaves out."""
-        name = self.grid.column_name
-        self.rows.shown = list(self._all_columns) if set(self.rows.shown) != set(self._all_columns) else list(range(self.rows.data.width))
+        name, every = self.grid.column_name, self.rows.data.columns
+        first = self._view_columns or every
+        self.rows.shown = [every.index(one) for one in (every if set(self._names_shown()) == set(first) else first)]
         self.grid.lay_out_columns()
         at = next((at for at in range(self.rows.column_count) if self.rows.name_at(at) == name), 0)
         self.grid.move_cursor(column=at)
@@ -268,6 +321,7 @@ class TablePane(Vertical):
             self.remove_class("-in-full")
             self._detail_column = None
         self._sought_from = self.grid.cursor_row
+        self._answering = None
         prompt = self.query_one(TablePrompt)
         if question == "filter":
             prompt.ask("filter", self.condition)
@@ -285,7 +339,8 @@ class TablePane(Vertical):
             if message.finished:
                 self._end_prompt()
         elif message.finished and message.question == "filter":
-            self._ask_order(self._wanted_sort, message.text.strip(), "filtering ...")
+            self._answering = message.text.strip()
+            self._ask_order(self._wanted_sort, self._answering, "filtering ...")
         elif message.finished:
             self._go_to_row(message.text)
 
@@ -293,7 +348,7 @@ class TablePane(Vertical):
     def _left(self, message: TablePrompt.Left) -> None:
         message.stop()
         if message.question == "search":
-            self._sought, self._matches = "", None
+            self._sought, self._matches, self._searching = "", None, False
             self.grid.move_cursor(row=self._sought_from)
         self._end_prompt()
         self.say_status()
@@ -301,7 +356,7 @@ class TablePane(Vertical):
     def _end_prompt(self) -> None:
         prompt = self.query_one(TablePrompt)
         had_focus = prompt.display and self.screen.focused is not None and prompt in self.screen.focused.ancestors
-        prompt.display = False
+        prompt.display, self._answering = False, None
         if had_focus:
             self.grid.focus()
 
@@ -311,7 +366,7 @@ class TablePane(Vertical):
         if not digits.isdecimal() or len(digits) > 18 or int(digits) >= rows.source_row_count:
             self.query_one(TablePrompt).say(f"rows are numbered from 0 to {rows.source_row_count - 1:,}")
             return
-        at = int(digits) if rows.order is None else rows.order.index_of(int(digits))
+        at = rows.place_of(int(digits))
         if at is None:
             self.query_one(TablePrompt).say(f"row {int(digits):,} does not meet the filter")
             return
@@ -321,24 +376,30 @@ class TablePane(Vertical):
     # --- searching
 
     def _seek(self, text: str, go: bool) -> None:
-        self._sought, self._matches = text, None
-        if not text:
-            self.say_status()
-            return
-        self._working = "searching ..."
+        self._sought, self._matches, self._searching = text, None, bool(text)
+        self._searches += 1
         self.say_status()
-        rows, order = self.rows.data, self.rows.order
-        self._answer(lambda: found(rows, order, text, go), "table-search")
+        if not text:
+            return
+        asked = Sought(self._searches, self.rows.data, self.rows.order, text, go)
+        self._answer(lambda: found(asked), lambda why: NotFound(asked, why), "search")
 
     @on(Found)
     def _show_found(self, message: Found) -> None:
         message.stop()
-        if message.matches.text != self._sought:
+        if message.asked.number != self._searches or not self._searching:
             return
-        self._working, self._matches = "", message.matches
-        if message.go:
+        self._searching, self._matches = False, message.matches
+        if message.asked.go:
             self._go_to_match(message.matches.from_row(self._sought_from))
         self.say_status()
+
+    @on(NotFound)
+    def _say_not_found(self, message: NotFound) -> None:
+        message.stop()
+        if message.asked.number == self._searches and self._searching:
+            self._searching = False
+            self.say_status(message.sentence)
 
     def action_match(self, by: int) -> None:
         """To the next or the previous row that holds the text sought."""
@@ -377,8 +438,10 @@ class TablePane(Vertical):
             parts.append(f"{rows.data.width - rows.column_count} of {rows.data.width} columns hidden")
         if self.condition:
             parts.append(f"filter {neutralised(self.condition, _LONGEST_SAID * 2)}")
+        if self._searching:
+            parts.insert(0, "searching ...")
         if self._working:
             parts.insert(0, self._working)
-        elif rows.row_count:
+        elif rows.row_count and not self._searching:
             parts.insert(0, f"row {self.grid.frame_row:,}")
         return " · ".join(parts)

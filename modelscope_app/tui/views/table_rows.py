@@ -7,10 +7,10 @@ where a table is shown: it imports pyarrow through textual_fastdatatable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import polars
+from polars import selectors
 from textual_fastdatatable.backend import DataTableBackend
 
 from modelscope_app.api import neutralised
@@ -34,7 +34,7 @@ class Sort(NamedTuple):
 
 
 class TableRows(DataTableBackend[polars.DataFrame]):
-    """A frame in some order, some of its columns shown. Reading only: nothing here changes the frame."""
+    """A frame in some order, some of its columns shown. Reading only: nothing here changes a frame."""
 
     def __init__(self, data: polars.DataFrame, max_rows: int | None = None, column_names: Sequence[str] | None = None) -> None:
         """`column_names` are those shown at first; all where it is None. `max_rows` is the interface's and means nothing here."""
@@ -42,27 +42,36 @@ class TableRows(DataTableBackend[polars.DataFrame]):
         self.data = data
         self.order: polars.Series | None = None
         """Rows of the frame as they are shown; None is all of them as they stand."""
-        self.shown: list[int] = [data.columns.index(name) for name in column_names or data.columns]
+        self.shown: list[int] = []
         """Positions in the frame of the columns shown."""
         self._widths: dict[int, int] = {}
+        self.hold(data, column_names or data.columns)
 
-    @cached_property
-    def _columns(self) -> list[polars.Series]:
-        return self.data.get_columns()
+    def hold(self, data: polars.DataFrame, shown: Iterable[str]) -> None:
+        """Hold this frame, all of its rows as they stand, and show these columns."""
+        self.data, self.order, self._widths = data, None, {}
+        self._columns = data.get_columns()
+        self.shown = [data.columns.index(name) for name in shown]
 
     def row_of(self, at: int) -> int:
         """The frame's row that is shown at a place."""
         return at if self.order is None else int(self.order[at])
+
+    def place_of(self, row: int) -> int | None:
+        """Where a row of the frame is shown; None where it is not."""
+        if self.order is None:
+            return row if 0 <= row < self.data.height else None
+        return self.order.index_of(row)
 
     def value(self, row: int, column: int) -> Any:
         """A cell by row and column of the frame, as stored; a list as a list."""
         value = self._columns[column][row]
         return value.to_list() if isinstance(value, polars.Series) else value
 
-    def cell_text(self, at: int, shown: int) -> str:
+    def cell_text(self, at: int, shown: int, longest: int = LONGEST_CELL) -> str:
         """A cell as people read it, by its place on the screen."""
         column = self._columns[self.shown[shown]]
-        return _worded(column[self.row_of(at)], column.name)
+        return _worded(column[self.row_of(at)], column.name, longest)
 
     def is_number(self, shown: int) -> bool:
         """Whether a shown column holds numbers, which stand to the right."""
@@ -162,10 +171,10 @@ def _refuse() -> NoReturn:
     raise TypeError("the rows of a finished table do not change")
 
 
-def _worded(value: Any, name: str) -> str:
+def _worded(value: Any, name: str, longest: int = LONGEST_CELL) -> str:
     if isinstance(value, polars.Series):
         value = value.head(_SHOWN_OF_A_LIST).to_list()
-    return value_text(value, name, LONGEST_CELL)
+    return value_text(value, name, longest)
 
 
 def row_order(frame: polars.DataFrame, sort: Sort | None, condition: polars.Expr | None) -> polars.Series | None:
@@ -176,7 +185,7 @@ def row_order(frame: polars.DataFrame, sort: Sort | None, condition: polars.Expr
     rows = frame.lazy().with_row_index(number)
     if condition is not None:
         rows = rows.filter(condition)
-    found = rows.select(number, *([sort.column] if sort else [])).collect()
+    found = rows.select(selectors.by_name(number, *([sort.column] if sort else []))).collect()
     return (ranked(found, sort.column, sort.descending) if sort else found)[number]
 
 
@@ -189,7 +198,7 @@ def matches(frame: polars.DataFrame, order: polars.Series | None, text: str) -> 
     """Places, ascending, of the rows shown in which some text column holds `text`, in whatever case."""
     wanted = text.lower()
     columns = [
-        polars.col(name).cast(polars.String).str.to_lowercase().str.contains(wanted, literal=True).fill_null(value=False)
+        selectors.by_name(name).as_expr().cast(polars.String).str.to_lowercase().str.contains(wanted, literal=True).fill_null(value=False)
         for name in text_columns(frame)
     ]
     if not columns or not text:

@@ -38,4 +38,4 @@ class Panel:
     widget: str
     """`package.module:WidgetClass`, imported by the terminal app alone; called with a finished run."""
     analyses: tuple[str, ...] = ()
-    """Names of this plugin's analyses whose runs it can show; empty means all."""
+    """Analyses of this plugin whose runs it can show, by name or as `<plugin>.<name>`; empty means all."""

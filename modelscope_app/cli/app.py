@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 def open_app(checkpoint: str | None) -> NoReturn:
     """Run the app to its end, and end the process. Raises UsageError without a terminal, BadInput for wrong settings."""
+    if checkpoint is not None and not checkpoint.startswith("hf:") and not os.path.lexists(os.path.expanduser(checkpoint)):  # noqa: PTH111
+        from modelscope_app.api.text import neutralised
+
+        raise BadInput(f"{neutralised(checkpoint)} does not exist; name a folder or file of safetensors, a run folder, or hf:org/name")
     check_terminal()
     from modelscope_app.tui.checkpoint.early import early_reading
 
@@ -31,6 +35,7 @@ def open_app(checkpoint: str | None) -> NoReturn:
     settings = app_settings()
     app = MscopeApp(checkpoint, settings, early)
     with own_terminal():
+        app.log_descriptor = 2
         app.run(mouse=settings.mouse)
     for line in last_words(app):
         print(f"mscope: {line}", file=sys.stderr)
@@ -97,10 +102,13 @@ def own_terminal() -> Iterator[None]:
 
 
 def last_words(app: MscopeApp) -> list[str]:
-    """What is worth knowing after the app is gone: jobs that go on."""
+    """What is worth knowing after the app is gone: an error that ended it, and jobs that go on."""
+    from modelscope_app.locations import state_dir
+
     active = app.snapshot.active
+    said = [f"the app ended with an error, which is its own fault; {state_dir() / 'tui.log'} says which"] if app.return_code == 1 else []
     if not active:
-        return []
+        return said
     first = active[0].run
     more = f" and {len(active) - 1} more" if len(active) > 1 else ""
-    return [f"jobs go on: {first}{more}; to follow it: mscope runs watch {first}"]
+    return [*said, f"jobs go on: {first}{more}; to follow it: mscope runs watch {first}"]

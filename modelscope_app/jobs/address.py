@@ -30,8 +30,11 @@ def service_socket() -> Path:
 
 
 def socket_paths() -> tuple[Path, Path]:
-    """Where a service listens: in the runtime folder; and where that cannot be, or its path is too long for a socket, in /tmp."""
-    path = runtime_dir() / "service.sock"
+    """Where a service listens: in the runtime folder; and where that cannot be, or its path is too long for a socket, in /tmp.
+
+    Named after the state folder: the services of several must not take each other's place in one runtime folder.
+    """
+    path = runtime_dir() / f"service-{hashlib.sha256(os.fsencode(state_dir().resolve())).hexdigest()[:8]}.sock"
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     short = Path(tempfile.gettempdir()) / f"modelscope-app-{os.getuid()}" / f"{name}.sock"
     return (path if len(os.fsencode(path)) <= _LONGEST_PATH else short), short

@@ -60,6 +60,13 @@ class Line(NamedTuple):
     y: numpy.ndarray
     low: numpy.ndarray | None
     high: numpy.ndarray | None
+    stored: numpy.ndarray | None = None
+    """y as the table has it, where it differs: a zero has no place on a logarithmic axis, and is known all the same."""
+
+    @property
+    def values(self) -> numpy.ndarray:
+        """What to read at each x; NaN where it is unknown. (point,)"""
+        return self.y if self.stored is None else self.stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +202,7 @@ def _lines(run: FinishedRun, view: LinesView) -> LinesDrawing:
     for name, part in parts_by_value(frame, view.series):
         x, y = numbers(part, view, view.x), numbers(part, view, view.y)
         low, high = (numbers(part, view, bound) if bound else None for bound in (view.low, view.high))
-        drawn = ~numpy.isnan(x)
+        stored, drawn = y.copy(), ~numpy.isnan(x)
         left_out += int((~drawn).sum())
         if view.x_scale == "log":
             not_positive += int((x <= 0).sum())
@@ -208,7 +215,8 @@ def _lines(run: FinishedRun, view: LinesView) -> LinesDrawing:
             if high is not None:
                 high[high <= 0] = numpy.nan
         order = numpy.flatnonzero(drawn)[numpy.argsort(x[drawn], kind="stable")]
-        lines.append(Line(name, x[order], y[order], *(None if bound is None else bound[order] for bound in (low, high))))
+        bottom, top = (None if bound is None else bound[order] for bound in (low, high))
+        lines.append(Line(name, x[order], y[order], bottom, top, stored[order]))
     notes = list(unknown_note([numbers(frame, view, view.y)]))
     if left_out:
         notes.append(f"{count_text(left_out, 'row')} with an unknown {label_text(view.x)} left out.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.binding import Binding
-from textual.keys import format_key
+from textual.keys import Keys, format_key, key_to_character
 from textual.message import Message
 from textual.reactive import var
 
@@ -35,6 +35,7 @@ from modelscope_app.tui.messages import (
     JobCancelled,
     ModelsUnloaded,
     RunOpened,
+    RunResumed,
     RunsCompared,
 )
 from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
@@ -60,6 +61,19 @@ _TERMINAL_SECONDS = 2.0
 
 KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "library", "quit")
 """What `tui.keys` can give other keys."""
+
+
+_TAKEN_KEYS = frozenset({"escape", "enter", "tab", "shift+tab", "up", "down", "left", "right", "backspace", "space"})
+_MODIFIERS = ("ctrl+", "shift+", "alt+", "super+", "meta+", "hyper+")
+_NAMED_KEYS = frozenset(key.value for key in Keys)
+
+
+def _is_key(key: str) -> bool:
+    """Whether a keyboard has it; textual takes every name of a character, U+1F34C BANANA too."""
+    while key.startswith(_MODIFIERS):
+        key = key.partition("+")[2]
+    character = key if len(key) == 1 else key_to_character(key)
+    return key in _NAMED_KEYS or (character is not None and character.isprintable() and (character.isascii() or character.isalpha()))
 
 
 def terminal_is_gone(descriptor: int = 0) -> bool:
@@ -136,6 +150,12 @@ class MscopeApp(EverywhereApp):
         if unknown := sorted(set(keys) - set(KEY_IDS)):
             raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
         given = self._normalize_keymap(keys)
+        for name, keys_of_it in given.items():
+            for key in keys_of_it.split(","):
+                if not _is_key(key):
+                    raise BadInput(f"tui.keys.{name} = {keys[name]!r} in config.toml: {key!r} is no key; f5, ctrl+j, J or ? would be some")
+                if key in _TAKEN_KEYS:
+                    raise BadInput(f"tui.keys.{name} = {keys[name]!r} in config.toml: {key} means something on every screen; take another")
         taken: dict[str, str] = {}
         for key, binding in self._bindings:
             if binding.id in KEY_IDS and binding.id not in given:
@@ -263,8 +283,17 @@ class MscopeApp(EverywhereApp):
             if yes:
                 self.ask_service(cancel)
 
-        text = f"Cancel {event.what}? What it has saved stays, and `mscope runs resume` goes on from there."
+        text = f"Cancel {event.what}? What it has saved stays; ctrl+r on its page, or `mscope runs resume`, goes on from there."
         self.push_screen(Question(text, "Cancel the job", "Leave it running"), answered)
+
+    def on_run_resumed(self, event: RunResumed) -> None:
+        """It goes on from what it has saved."""
+
+        async def resume(client: AsyncClient) -> MscopeApp.Told:
+            job = await client.resume(event.folder)
+            return self.Told(f"{event.what}: {job.state} again")
+
+        self.ask_service(resume)
 
     def on_models_unloaded(self, event: ModelsUnloaded) -> None:
         """Resident models leave their devices; jobs that run keep theirs."""

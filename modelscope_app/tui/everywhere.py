@@ -168,7 +168,7 @@ class EverywhereApp(FencingApp[None]):
 
     def action_use(self) -> None:
         """Hand what is selected to an analysis."""
-        selection = self._first(Selecting, "selection", Selection) or next(reversed(self.selected.values()), None)
+        selection = self._first(Selecting, "selection", Selection)
         if selection is None:
             self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
             return
@@ -206,7 +206,9 @@ class EverywhereApp(FencingApp[None]):
         from modelscope_app.locations import config_dir
 
         path = config_dir() / "config.toml"
-        self.tell(f"{path} ({'there' if path.is_file() else 'not there yet; the defaults hold'}); docs/app.md has every key")
+        self.tell(
+            f"{path} ({'there' if path.is_file() else 'not there yet; the defaults hold'}); docs/app.md and docs/service.md have every key"
+        )
 
     def action_screenshot_file(self) -> None:
         """The screen as SVG."""

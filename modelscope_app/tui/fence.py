@@ -11,6 +11,8 @@ What this cannot hold back: a widget that never returns, and one that changes wh
 from __future__ import annotations
 
 import asyncio
+import os
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -62,6 +64,8 @@ class Fence(Vertical):
         if self.error is not None:
             return
         self.error = error
+        if isinstance(self.app, FencingApp):
+            self.app.keep_in_log("".join(traceback.format_exception(error)))
         for child in list(self.children):
             child.display = False
         self.mount(self._sentence(error))
@@ -86,6 +90,20 @@ class Fence(Vertical):
 
 class FencingApp(App[ReturnType], Generic[ReturnType]):
     """An app that outlives what is behind a fence."""
+
+    log_descriptor: int | None = None
+    """Of a file for what plugins print and the tracebacks of what fell; None keeps neither."""
+
+    def keep_in_log(self, text: str) -> None:
+        """Write to the log, if there is one."""
+        if self.log_descriptor is not None:
+            with suppress(OSError):
+                os.write(self.log_descriptor, text.encode(errors="backslashreplace"))
+
+    def _print(self, text: str, stderr: bool = False) -> None:
+        """What somebody printed while the app has the terminal: textual would keep it for its own tools alone."""
+        self.keep_in_log(text)
+        super()._print(text, stderr)
 
     def _handle_exception(self, error: Exception) -> None:
         if not _fell(error):
@@ -149,12 +167,12 @@ def fence_of(error: BaseException) -> Fence | None:
     return _around(active_message_pump.get(None))
 
 
-def _in_traceback(traceback: TracebackType | None) -> Fence | None:
+def _in_traceback(step: TracebackType | None) -> Fence | None:
     found = None
-    while traceback is not None:
-        fence = _around(traceback.tb_frame.f_locals.get("self"))
+    while step is not None:
+        fence = _around(step.tb_frame.f_locals.get("self"))
         found = fence if fence is not None else found
-        traceback = traceback.tb_next
+        step = step.tb_next
     return found
 
 

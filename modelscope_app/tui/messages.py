@@ -89,5 +89,14 @@ class JobCancelled(Message):
         super().__init__()
 
 
+class RunResumed(Message):
+    """Give a run back to the service that was cancelled, failed or lost: it goes on where it was."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder = folder
+        self.what = what
+        super().__init__()
+
+
 class ModelsUnloaded(Message):
     """Ask the service to take resident models from their devices."""

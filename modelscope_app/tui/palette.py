@@ -66,7 +66,7 @@ class EverythingProvider(Provider):
         yield "Library: checkpoints and runs", "Recent checkpoints, folders, runs", app.action_library
         yield "Jobs: queue, logs, memory", "What the service does", app.action_jobs
         yield "Help for what has the focus", "What it is, and its keys", app.action_help
-        yield "Settings: where the file is", "config.toml, with every key", app.action_settings
+        yield "Settings: where the file is", "config.toml, and which pages have its keys", app.action_settings
         yield "Screenshot as SVG", "Saved in the folder the app was started from", app.action_screenshot_file
         yield "Quit", "Jobs go on", app.action_quit_app
         for theme in sorted(app.available_themes):
@@ -105,4 +105,4 @@ def _highlighted(matcher: Matcher, name: str) -> Content:
 def _runs() -> list[tuple[str, str, Path]]:
     from modelscope_app.runs.index import all_runs
 
-    return [(run.id, ", ".join(Path(one.path).name for one in run.job.checkpoints), run.folder) for run in all_runs()]
+    return [(f"{run.id} {' '.join(Path(one.path).name for one in run.job.checkpoints)}", run.analysis, run.folder) for run in all_runs()]

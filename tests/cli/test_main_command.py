@@ -26,6 +26,7 @@ def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["/tmp"], 2, "the app needs a terminal, and this is none; `mscope inspect CHECKPOINT`"),
+        (["/nowhere/at/all"], 3, "/nowhere/at/all does not exist; name a folder or file of safetensors, a run folder, or hf:org/name"),
         (["inspect"], 2, "Missing argument"),
         (["inspect", "/nowhere/at/all"], 3, "/nowhere/at/all"),
         (["run", "weights.stat", "/tmp"], 2, "did you mean weights.stats?"),

@@ -14,7 +14,7 @@ from jobs.pretend_service import answer, pretending
 from service_process import Background, background, processes, state, wait_until
 
 from modelscope_app.jobs import Client
-from modelscope_app.jobs.address import log_path
+from modelscope_app.jobs.address import log_path, service_socket
 from modelscope_app.jobs.protocol import API_VERSION
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_checkpoints" / "digits-mlp"
@@ -49,7 +49,8 @@ def test_without_a_service_there_is_nothing_to_do(desk: Background, words: list[
 def test_it_is_started_once_looked_at_and_stopped(desk: Background) -> None:
     started = desk.mscope("service", "start")
     pid = desk.service_pid
-    assert started.stdout == f"started, process {pid}, listening at {os.environ['MSCOPE_RUNTIME_DIR']}/service.sock\n"
+    assert started.stdout == f"started, process {pid}, listening at {service_socket()}\n"
+    assert service_socket().parent == Path(os.environ["MSCOPE_RUNTIME_DIR"])
     assert desk.mscope("service", "start").stdout.startswith(f"running already, process {pid}, listening at ")
     health = json.loads(desk.mscope("service", "start", "--json").stdout)
     assert (health["running"], health["pid"], health["api"]) == (True, pid, API_VERSION)

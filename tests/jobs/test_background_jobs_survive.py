@@ -134,7 +134,9 @@ def test_cancelled_during_a_step_it_ends_within_the_step_and_can_be_resumed(clie
     assert (ended.state, ended.exit_code, ended.error) == ("cancelled", 130, "cancelled")
     assert list((Path(job.folder) / "stages" / "train").glob("state-*"))
     assert client.resume(job.run).state in ("queued", "running")
+    assert [one.run for one in client.jobs()] == [job.run]
     assert client.wait(job.run).state == "done"
+    assert [(one.run, one.state) for one in client.jobs()] == [(job.run, "done")]
     assert worker in processes()  # nothing had to be killed
 
 

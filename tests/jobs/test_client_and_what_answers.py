@@ -285,6 +285,14 @@ def test_names_of_runs_cannot_reach_other_addresses(ask: Ask) -> None:
     assert requests[0].path == "/jobs/..%2Fhealth%3Fx%3D1%23y"
 
 
+def test_the_services_of_two_state_folders_do_not_take_each_others_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = socket_paths()
+    monkeypatch.setenv("MSCOPE_STATE_DIR", str(tmp_path / "another"))
+    other = socket_paths()
+    assert set(first).isdisjoint(other)
+    assert first[0].parent == other[0].parent == Path(os.environ["MSCOPE_RUNTIME_DIR"])
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_a_socket_in_somebody_elses_folder_is_not_asked(ask: Ask) -> None:
     with pretending(lambda request: answer({"jobs": []})) as requests:

@@ -155,6 +155,7 @@ def test_a_logarithmic_axis_leaves_out_what_has_no_logarithm_and_says_so(tmp_pat
     drawn = drawing(run, LinesView(name="v", title="", table="t", x="x", y="y", y_scale="log"))
     assert isinstance(drawn, LinesDrawing)
     numpy.testing.assert_array_equal(drawn.lines[0].y, [NAN, NAN, 10.0])
+    numpy.testing.assert_array_equal(drawn.lines[0].values, [0.0, -1.0, 10.0])
     assert drawn.notes == ("2 values at or below zero cannot stand on a logarithmic axis.",)
 
 

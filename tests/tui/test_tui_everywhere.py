@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars
 import pytest
+from textual.events import Key
 from textual.widgets import Input, OptionList, Static
 from tui_waiting import all_settled
 
@@ -130,7 +131,66 @@ async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable
             app.screen.query_one(Input).value = str(place)
             await pilot.press("enter")
             await all_settled(pilot)
+            if place.exists():
+                assert "is there already; enter again replaces it" in words(app)
+                await pilot.press("enter")
+                await all_settled(pilot)
             assert isinstance(app.screen, ExportScreen) and said in words(app)
+
+
+async def test_a_file_that_is_there_is_replaced_by_a_second_enter_alone(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
+    for file in (mine, other):
+        file.write_text("precious")
+    table = polars.DataFrame({"norm": [1.0]})
+    app = MscopeApp(str(made_run({"tensors": table}, [TableView(name="tensors", title="Tensors", table="tensors")]).folder))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("1")
+        await all_settled(pilot)
+        await pilot.press("e")
+        await pilot.pause()
+        for file in (mine, other):
+            app.screen.query_one(Input).value = str(file)
+            await pilot.press("enter")
+            await all_settled(pilot)
+            assert isinstance(app.screen, ExportScreen) and f"{file} is there already" in words(app)
+            assert file.read_text() == "precious"
+        await pilot.press("enter")
+        await all_settled(pilot)
+        assert not isinstance(app.screen, ExportScreen)
+    assert (mine.read_text(), other.read_text()) == ("precious", "norm\n1.0\n")
+
+
+async def test_only_what_the_cursor_is_on_is_used(made_run: Callable[..., RunFolder]) -> None:
+    run = made_run(facts={"a": 1})
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        assert app.screen.query_one(TensorTree).reveal("layers.1.bias")
+        await all_settled(pilot)
+        assert app.selected
+        app.open_run(run.folder)
+        await all_settled(pilot)
+        await pilot.press("1", "u")
+        await all_settled(pilot)
+        assert isinstance(app.screen, RunScreen)
+        assert any("Nothing is selected" in notification.message for notification in app._notifications)
+
+
+async def test_keys_that_arrive_together_take_effect_in_their_order() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("/")
+        await pilot.pause()
+        line = app.focused
+        assert isinstance(line, Input)
+        for burst, left in (("abc", "abc"), (["ctrl+u", "x", "y", "backspace", "z"], "xz"), (["home", "1", "end", "2"], "1xz2")):
+            for key in burst:
+                app.post_message(Key(key, key if len(key) == 1 else None))
+            await all_settled(pilot)
+            assert line.value == left
 
 
 TAKING = """
@@ -246,6 +306,11 @@ def test_what_is_wrong_in_the_settings_is_named_with_what_there_is() -> None:
         MscopeApp(None, AppSettings(keys={"jobs": "y"}))
     with pytest.raises(BadInput, match=r"tui\.keys.*f5 would be both jobs and library"):
         MscopeApp(None, AppSettings(keys={"jobs": "f5", "library": "f5"}))
+    for wrong in ("banana", "ctrl+nothing", ""):
+        with pytest.raises(BadInput, match=r"tui\.keys\.quit.*is no key"):
+            MscopeApp(None, AppSettings(keys={"quit": wrong}))
+    with pytest.raises(BadInput, match=r"tui\.keys\.quit.*escape means something"):
+        MscopeApp(None, AppSettings(keys={"quit": "escape"}))
 
 
 async def test_keys_can_be_swapped() -> None:

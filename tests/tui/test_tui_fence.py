@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,26 @@ async def test_a_panel_that_raises_shows_its_error_in_place(where: str) -> None:
         app.screen.query_one(Button).focus()
         await pilot.pause()
         assert app.focused is app.screen.query_one(Button)
+
+
+@pytest.mark.parametrize("where", ["mount", "key"])
+async def test_the_log_has_the_traceback_and_what_was_printed(where: str, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        app = Host(where)
+        app.log_descriptor = log.fileno()
+        async with app.run_test() as pilot:
+            await pilot.pause()
+            if where == "key":
+                print("what a panel prints")
+                app.screen.query_one(Fine).focus()
+                await pilot.press("k")
+            for _ in range(50):
+                await pilot.pause(0.01)
+                if app.screen.query(".fallen"):
+                    break
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" in said and "Wrong" in said
+    assert ("what a panel prints" in said) is (where == "key")
 
 
 async def test_a_panel_that_does_not_raise_is_just_shown() -> None:

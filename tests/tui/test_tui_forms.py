@@ -127,6 +127,21 @@ async def test_values_are_there_again_next_time_but_not_the_checkpoint(opened: C
         assert field(given, "rows").value == "4" and field(given, "seed").value == "0"
 
 
+async def test_what_nobody_typed_is_not_there_the_next_time(opened: Callable[..., Host]) -> None:
+    typed_in = opened("few")
+    async with typed_in.run_test() as pilot:
+        await settled(pilot)
+        await typed(pilot, typed_in, "rows", "77")
+        await pilot.press("escape")
+    handed_over = opened("few", params={"rows": 5, "text": "layers.3"})
+    async with handed_over.run_test() as pilot:
+        await settled(pilot)
+        assert field(handed_over, "rows").value == "5"
+        await pilot.press("escape")
+        await settled(pilot)
+    assert kept_values.last_used("test.few", 1) == {"rows": "77"}
+
+
 async def test_the_service_is_asked_once_when_typing_has_stopped(
     opened: Callable[..., Host], service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

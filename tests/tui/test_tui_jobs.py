@@ -17,8 +17,8 @@ from modelscope_app.jobs.answers import DeviceInfo, JobInfo, ResidentModel, Work
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.jobs.bar import JobsBar, jobs_line
 from modelscope_app.tui.jobs.screen import JobsScreen, devices_text
-from modelscope_app.tui.jobs.snapshot import JobsSnapshot, Pace, follow
-from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
+from modelscope_app.tui.jobs.snapshot import JobsSnapshot, Pace, _each_once, follow
+from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened, RunResumed
 
 RUNNING = JobInfo("20260102-1", "/runs/1", "weights.stats", "running", device="cpu", stage="moments", done=50, total=200, unit="tensors")
 QUEUED = JobInfo("20260102-2", "/runs/2", "weights.diff", "queued", position=0)
@@ -48,6 +48,9 @@ class Host(App[None]):
         self.asked.append(event)
 
     def on_run_opened(self, event: RunOpened) -> None:
+        self.asked.append(event)
+
+    def on_run_resumed(self, event: RunResumed) -> None:
         self.asked.append(event)
 
     def on_analysis_chosen(self, event: AnalysisChosen) -> None:
@@ -210,6 +213,23 @@ async def test_keys_cancel_open_unload_and_run_again(made_run: Callable[..., Run
     assert isinstance(opened, RunOpened) and opened.folder == run.folder
     assert isinstance(unloaded, ModelsUnloaded)
     assert isinstance(chosen, AnalysisChosen) and (chosen.analysis, chosen.params) == ("weights.stats", {"bins": 32})
+
+
+async def test_only_a_job_that_ended_too_early_is_resumed() -> None:
+    app = Host(BUSY)
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+r")
+        for _ in BUSY.jobs:
+            await pilot.press("down")
+        await pilot.press("ctrl+r")
+        await pilot.pause()
+    (resumed,) = app.asked
+    assert isinstance(resumed, RunResumed) and resumed.folder == Path(FAILED.folder)
+
+
+async def test_a_run_that_is_listed_twice_is_one_line() -> None:
+    again = replace(FAILED, state="running")
+    assert _each_once((again, RUNNING, FAILED)) == (again, RUNNING)
 
 
 async def test_the_log_and_events_of_the_job_under_the_cursor_are_shown_harmless(tmp_path: Path) -> None:

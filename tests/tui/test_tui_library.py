@@ -348,6 +348,23 @@ async def test_a_typed_path_opens_a_checkpoint_a_run_or_a_folder(tmp_path: Path,
         assert len(opened(app)) == 1
 
 
+async def test_a_folder_with_a_damaged_file_in_it_can_be_gone_into_by_typing_its_path(tmp_path: Path) -> None:
+    (tmp_path / "mixed" / "inside").mkdir(parents=True)
+    (tmp_path / "mixed" / "model.safetensors").write_bytes(b"short")
+    async with hosted(LibraryScreen(tmp_path), size=(160, 24)) as (app, pilot):
+        await press(pilot, "2", "slash", *"mixed", "enter")
+        assert "inside/" in app.text() and "too short to be safetensors" in app.text()
+        assert not opened(app)
+
+
+async def test_a_path_pasted_behind_the_folder_stands_for_itself(tmp_path: Path) -> None:
+    model(tmp_path / "one")
+    (tmp_path / "elsewhere").mkdir()
+    async with hosted(LibraryScreen(tmp_path / "elsewhere"), size=(160, 24)) as (app, pilot):
+        await press(pilot, "2", "slash", *str(tmp_path / "one"), "enter")
+        assert opened(app) == [str(tmp_path / "one")]
+
+
 @pytest.fixture
 def slow_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowCalls:
     """At the checkpoint `slow/model`, while `other` is none."""

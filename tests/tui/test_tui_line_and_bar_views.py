@@ -188,6 +188,19 @@ async def test_the_cursor_along_x_says_every_line_exactly(made_run, colour):
         assert plot.copied().text.splitlines()[1] == "7\trun 1\t2"
 
 
+async def test_a_zero_on_a_logarithmic_axis_is_read_as_zero_and_not_as_unknown(made_run, colour):
+    view = LinesView(name="v", title="Change", table="t", x="step", y="loss", series="run", y_scale="log")
+    app = made(made_run, view, lines_frame(1, 3, lambda one, step: [0.0, None, 5.0][step - 1]))
+    async with app.run_test() as pilot:
+        await settled(pilot)
+        plot = focused(app, LinePlot)
+        said = []
+        for _ in range(3):
+            said.append(plot.copied().text.split("\t")[2])
+            await pilot.press("left")
+        assert sorted(said) == ["0", "5", "unknown"]
+
+
 async def test_each_line_carries_its_letter_so_that_colour_is_not_needed(made_run, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     app = made(made_run, LINES, lines_frame(3, 50, lambda one, step: one * 10.0 + step / 50))

@@ -67,7 +67,7 @@ async def test_the_page_says_what_the_checkpoint_is(tmp_path: Path) -> None:
             "720  95.2% ███",
             "hidden_size 4",
             "format: pt",
-            "press f to compute it",
+            "1 and then f computes it",
         ):
             assert expected in app.text()
 

@@ -20,7 +20,14 @@ SAMPLE = FOLDER / "digits-mlp"
 SECONDS = 4.0
 SSH = {"SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22"}
 APP = [sys.executable, "-m", "modelscope_app.cli.start", str(SAMPLE)]
-FASTER = "import sys; from modelscope_app.tui.app import *; MscopeApp(sys.argv[1], AppSettings(updates_per_second=20)).run()"
+WOBBLING = "from modelscope_app.tui.jobs import snapshot; snapshot._STANDS_SECONDS = 0.0; "
+"""With every look at the service another rate is seen, so that there is something to draw each time."""
+BUSY = [sys.executable, "-c", WOBBLING + "from modelscope_app.cli.start import main; main()", str(SAMPLE)]
+FASTER = [
+    *(sys.executable, "-c"),
+    WOBBLING + "import sys; from modelscope_app.tui.app import *; MscopeApp(sys.argv[1], AppSettings(updates_per_second=20)).run()",
+    str(SAMPLE),
+]
 
 TALKING = """
 import time
@@ -73,12 +80,17 @@ def most(rate: float) -> float:
 
 
 def test_through_ssh_a_job_that_talks_all_the_time_is_drawn_four_times_a_second(talking: None) -> None:
-    with raw_terminal(APP, SSH) as terminal:
+    with raw_terminal(BUSY, SSH) as terminal:
         for key, shown in ((b"", b""), (b"J", b"Devices and models")):
             found = repaints(terminal, key, shown)
             assert SECONDS < len(found) <= most(4), [(round(at, 3), len(part)) for at, part in found]
-    with raw_terminal([sys.executable, "-c", FASTER, str(SAMPLE)], SSH) as terminal:
+    with raw_terminal(FASTER, SSH) as terminal:
         assert len(repaints(terminal)) > 1.5 * most(4), "a higher rate is seen, so the count above could have failed"
+
+
+def test_a_rate_is_drawn_when_there_is_progress(talking: None) -> None:
+    with raw_terminal(APP, SSH) as terminal:
+        assert 1 <= len(repaints(terminal)) <= most(1), "progress is stored once a second"
 
 
 def test_what_is_drawn_of_a_job_is_the_line_that_changed(talking: None) -> None:
@@ -92,7 +104,7 @@ def test_progress_is_drawn_as_often_as_the_settings_say(talking: None, rate: flo
     folder = Path(os.environ["MSCOPE_CONFIG_DIR"])
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f"[tui]\nupdates_per_second = {rate}\n")
-    with raw_terminal(APP, {}) as terminal:
+    with raw_terminal(BUSY, {}) as terminal:
         assert rate * SECONDS / 2 <= len(repaints(terminal)) <= most(rate)
 
 

@@ -16,12 +16,14 @@ from tui.slow_disk import SlowCalls, until
 from tui_waiting import all_settled
 
 from modelscope_app.api import BadInput, BarsView, FactsView, TableView
+from modelscope_app.jobs.answers import JobInfo
 from modelscope_app.rendering.drawings import FactsDrawing
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.runs.status import RunLock, Status, write_status
 from modelscope_app.testing.temporary_plugins import TemporaryPlugins
 from modelscope_app.tui.app import MscopeApp
 from modelscope_app.tui.fence import Fence
+from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.run.about import ReadPage, about, log_text
 from modelscope_app.tui.run.compare import CompareScreen, difference_rows
 from modelscope_app.tui.run.screen import RunScreen
@@ -125,6 +127,29 @@ async def test_a_run_that_goes_on_is_followed_to_its_end(made_run: Made) -> None
         await settled(pilot)
         assert "+ done" in str(screen.query_one("#head", Static).render())
         assert {"At a glance", "Norms", "All tensors"} <= {title.partition(" ")[2] for title in titles(screen)}
+
+
+@pytest.mark.parametrize(
+    ("state", "is_active", "keys"),
+    [
+        ("done", False, set()),
+        ("cancelled", False, {"ctrl+r"}),
+        ("failed", False, {"ctrl+r"}),
+        ("lost", True, {"x"}),  # it was resumed, and has not begun yet
+    ],
+)
+async def test_a_run_is_cancelled_and_resumed_from_its_page_when_it_can_be(
+    made_run: Made, state: str, is_active: bool, keys: set[str]
+) -> None:
+    run = made_run(state=state)
+    app = MscopeApp(str(run.folder))
+    async with app.run_test() as pilot:
+        screen = await settled(pilot)
+        if is_active:
+            job = JobInfo(run.id, str(run.folder), run.analysis, "queued", position=0)
+            screen.snapshot = JobsSnapshot(True, None, (job,))
+            await pilot.pause()
+        assert keys == {"ctrl+r", "x"} & set(screen.active_bindings)
 
 
 def said_by(screen: RunScreen, tab: str) -> str:

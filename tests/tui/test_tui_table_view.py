@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
@@ -265,6 +266,15 @@ async def test_a_column_is_hidden_and_shown(run: FinishedRun) -> None:
         assert "layer " not in screen.text.splitlines()[1] and "1 of 4 columns hidden" in screen.status
         await screen.press("H")
         assert "layer" in screen.text.splitlines()[1] and "hidden" not in screen.status
+
+
+async def test_all_columns_are_shown_at_once_also_those_the_view_leaves_out(run: FinishedRun) -> None:
+    view = TableView(name="t", title="T", table="tensors", columns=("tensor", "layer"))
+    async with on_screen(run, view) as screen:
+        await screen.press("right", "h", "H")
+        assert "hidden" not in screen.status
+        await screen.press("H")
+        assert "2 of 4 columns hidden" in screen.status
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 30)])
@@ -602,9 +612,17 @@ async def test_exports_hold_the_rows_shown_in_their_order(run: FinishedRun, tmp_
         "model.layers.0.mlp,0,269060552",
     ]
     assert polars.read_parquet(exports.write("parquet", tmp_path / "t.parquet")).height == 2
-    assert '"rows"' in exports.write("json", tmp_path / "t.json").read_text()
-    assert "<svg" in exports.write("svg", tmp_path / "t.svg").read_text()
-    assert "model.norm" in exports.write("html", tmp_path / "t.html").read_text()
+    shown = json.loads(exports.write("json", tmp_path / "t.json").read_text())
+    assert (list(shown["columns"]), [row["tensor"] for row in shown["rows"]]) == (
+        ["tensor", "layer", "weight_bytes"],
+        ["model.layers.2.mlp", "model.layers.0.mlp"],
+    )
+    for format in ("svg", "html"):
+        text = exports.write(format, tmp_path / f"t.{format}").read_text()
+        assert "<svg" in text or "<html" in text
+        assert "model.norm" not in text and "norm_of_it" not in text
+        if format == "html":
+            assert text.index("model.layers.2.mlp") < text.index("model.layers.0.mlp")
     with pytest.raises(BadInput, match="belongs to the run itself"):
         exports.write("parquet", run.tables["tensors"])
 

@@ -88,6 +88,7 @@ class Scheduler:
                 return known_job
             await asyncio.sleep(0.01)  # it was taken up again before it had left
         job = QueuedJob(run, record, device or run.job.device)
+        self._forget_ended(run.folder)
         self.jobs[run.folder] = job
         log.info("run %s is on the queue", run.id)
         if len(self.jobs) > 1 and record.submitted < max(other.record.submitted for other in self.jobs.values()):
@@ -413,6 +414,7 @@ class Scheduler:
             ended = await asyncio.to_thread(_left, job)
             log.info("run %s: %s%s", job.run.id, ended["state"], f" ({ended['error']})" if ended["error"] else "")
             if ended["state"] in FINAL_STATES:
+                self._forget_ended(job.folder)
                 self.ended.appendleft(ended)
         except (MscopeError, OSError) as error:
             log.warning("run %s: %s", job.run.id, error)
@@ -422,6 +424,11 @@ class Scheduler:
             other.retry_at, other.waits = 0.0, 0
             other.short_on.clear()
         self.wake()
+
+    def _forget_ended(self, folder: Path) -> None:
+        """A run that is taken up again is listed once."""
+        for ended in [ended for ended in self.ended if ended["folder"] == str(folder)]:
+            self.ended.remove(ended)
 
     async def _written(self, job: QueuedJob, transition: Callable[[], object]) -> None:
         """Write to a run folder. Where somebody else has the run, or the disk is full, the run is left as it is."""

@@ -66,7 +66,7 @@ def fingerprint_entry(value: str) -> Entry:
 
 def _checkpoint_entries(checkpoint: OpenCheckpoint, facts: Overview) -> list[Entry]:
     entries = [_fact(label, value) for label, value in facts_of(facts) if label not in _OWN_SECTIONS]
-    entries.append(fingerprint_entry("press f to compute it"))
+    entries.append(fingerprint_entry("not computed; 1 and then f computes it"))
     entries.append(Entry(_section("module sizes", "parameters and their share"), inside=lambda: _module_entries(facts), is_open=True))
     if checkpoint.config is not None:
         config = checkpoint.config

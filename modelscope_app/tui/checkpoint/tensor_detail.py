@@ -234,10 +234,11 @@ class TensorDetail(VerticalScroll):
         found = self._found
         if found is None:
             return Content.from_markup(
-                "No statistics yet: nothing has read its values.\n[b]enter[/b] opens weights.stats, which computes them for all tensors."
+                "No statistics yet: nothing has read its values.\n"
+                "[b]2[/b] and then [b]enter[/b] opens weights.stats, which computes them for all tensors."
             )
         ago = age_text(max(0.0, self._clock() - found.created.timestamp()))
-        lines = [Content.assemble(("statistics", "bold"), (f" of {ago} ago; enter opens the run", "dim"))]
+        lines = [Content.assemble(("statistics", "bold"), (f" of {ago} ago; 2 and then enter opens the run", "dim"))]
         if found.doubt is not None:
             lines.append(Content.styled(f"! {found.doubt}", "$warning"))
         if not found.values:

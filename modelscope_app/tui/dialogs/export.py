@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 
 from modelscope_app.api import BadInput, neutralised
 from modelscope_app.tui.on_screen import Exports
+from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 
@@ -38,16 +39,25 @@ class ExportScreen(ModalScreen[Path | None]):
             self.error = error
             super().__init__()
 
+    class IsThere(Message):
+        """A file of that name is there already."""
+
+        def __init__(self, path: Path) -> None:
+            self.path = path
+            super().__init__()
+
     def __init__(self, exports: Exports) -> None:
         super().__init__()
         self._exports = exports
+        self._may_replace: Path | None = None
+        """What the user has been told is there."""
 
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(Content.assemble(("Export ", "bold"), (neutralised(self._exports.what, 100), "bold")))
             yield OptionList(*[Option(name, id=name) for name in self._exports.formats], id="formats")
             yield Static("to")
-            yield Input(str(self._path(self._exports.formats[0])), id="path")
+            yield TextLine(str(self._path(self._exports.formats[0])), id="path")
             yield Static(Content("enter writes, escape leaves it"), id="said")
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -68,6 +78,11 @@ class ExportScreen(ModalScreen[Path | None]):
             self.dismiss(event.path)
         else:
             self.query_one("#said", Static).update(Content(neutralised(event.error, 1000)))
+
+    def on_export_screen_is_there(self, event: IsThere) -> None:
+        """Ask, by saying so."""
+        self._may_replace = event.path
+        self.query_one("#said", Static).update(Content(f"{neutralised(str(event.path), 400)} is there already; enter again replaces it"))
 
     def action_leave(self) -> None:
         """Nothing is written."""
@@ -91,6 +106,9 @@ class ExportScreen(ModalScreen[Path | None]):
                 path = absolute_path(typed)
                 if path.exists() and path.is_dir():
                     path = path / f"{self._exports.name}.{chosen}"
+                if path.exists() and path != self._may_replace:
+                    self.post_message(self.IsThere(path))
+                    return
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.post_message(self.Written(self._exports.write(chosen, path), None))
             except OSError as error:

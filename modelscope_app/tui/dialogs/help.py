@@ -36,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(can_focus=True):
             yield Static(Content.assemble((neutralised(self._explanation.title, 200), "bold")))
-            yield Static(Content(neutralised(self._explanation.text, 4000)))
+            yield Static(Content("\n".join(neutralised(line, 4000) for line in self._explanation.text.split("\n"))))
             for where, pairs in self._keys:
                 width = max((len(key) for key, _ in pairs), default=0)
                 lines = [Content.assemble((key.ljust(width + 2), "bold"), what) for key, what in pairs]

@@ -19,6 +19,7 @@ from textual.widgets.option_list import Option
 from modelscope_app.api import MscopeError
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
+from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 _LONGEST_LINE = 200
@@ -80,7 +81,7 @@ class Chooser(Box):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(plain(self._title, _LONGEST_LINE), classes="title")
-            yield Input(placeholder="type to filter", compact=True)
+            yield TextLine(placeholder="type to filter", compact=True)
             yield OptionList(markup=False)
             yield Static("loading ...", classes="state")
 
@@ -176,7 +177,7 @@ class NameAsked(Box):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(plain(self._title, _LONGEST_LINE), classes="title")
-            yield Input(placeholder="name", compact=True)
+            yield TextLine(placeholder="name", compact=True)
             yield Static(classes="state")
 
     @on(Input.Changed)

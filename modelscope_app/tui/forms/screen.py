@@ -111,6 +111,10 @@ class FormScreen(Screen[None]):
         self._estimate: Estimator = estimate or self._service
         self._loaded: Loaded | None = None
         self._checked: Checked | None = None
+        self._last: Mapping[str, str | bool] = {}
+        """What was used last."""
+        self._filled_in: Mapping[str, str | bool | None] = {}
+        """What it was opened with."""
         self._is_due = False
         """Something has changed since it was checked."""
         self._handed_over: Checked | None = None
@@ -168,7 +172,8 @@ class FormScreen(Screen[None]):
         self.query_one("#summary", Static).update(plain(analysis.summary, 300))
         given = {name.replace("-", "_"): value for name, value in self._given_params.items()}
         values: dict[str, str | bool | None] = dict(last)
-        values |= {entry.key: typed_text(entry, given[entry.key]) for entry in entries if entry.key in given}
+        self._last, self._filled_in = last, {entry.key: typed_text(entry, given[entry.key]) for entry in entries if entry.key in given}
+        values |= self._filled_in
         values |= {key: value for key, value in self._given_host.items() if value is not None}
         fields = self.query_one("#fields")
         given_checkpoints = () if analysis.checkpoints.maximum == 0 else self._given_checkpoints
@@ -369,11 +374,15 @@ class FormScreen(Screen[None]):
         self.keep_typed()
 
     def keep_typed(self) -> None:
-        """Remember what differs from the defaults."""
+        """Remember what differs from the defaults, but for what nobody typed: a tensor of this checkpoint says nothing of the next."""
         if self._loaded is None:
             return
         rows = [field for field in self._fields() if field.entry.pick not in ("checkpoint", "series")]
         values = {field.entry.key: value for field in rows if (value := field.value) is not None and value != field.entry.default}
+        for key in [key for key, value in self._filled_in.items() if values.get(key) == value]:
+            del values[key]
+            if key in self._last:
+                values[key] = self._last[key]
         bound = self._loaded.bound
         try:
             kept_values.keep_last_used(bound.id, bound.analysis.version, values)

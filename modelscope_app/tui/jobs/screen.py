@@ -19,10 +19,11 @@ from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
 from modelscope_app.api import MscopeError, neutralised
 from modelscope_app.rendering.wording import age_text, bytes_text, count_text
+from modelscope_app.runs.status import RESUMABLE_STATES
 from modelscope_app.tui.jobs.bar import JobsBar
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import bar_of, checkpoint_name, device_text, progress_of, share_of, state_text
-from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened
+from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, ModelsUnloaded, RunOpened, RunResumed
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.thread_work import failure_told
 
@@ -58,6 +59,7 @@ class JobsScreen(Screen[None]):
     BINDINGS = [
         ("x", "cancel", "Cancel job"),
         ("R", "again", "Run again"),
+        ("ctrl+r", "resume", "Resume"),
         ("enter", "open", "Open run"),
         ("m", "unload", "Unload models"),
         ("escape", "app.back", "Back"),
@@ -127,6 +129,15 @@ class JobsScreen(Screen[None]):
             self.app.notify(f"{neutralised(job.run)} has ended: {job.state}", markup=False)
         else:
             self.post_message(JobCancelled(job.run, f"{neutralised(job.analysis)} ({neutralised(job.run)})"))
+
+    def action_resume(self) -> None:
+        """The same run goes on from what it has saved."""
+        if (job := self._job()) is None:
+            return
+        if job.state in RESUMABLE_STATES:
+            self.post_message(RunResumed(Path(job.folder), neutralised(job.analysis)))
+        else:
+            self.app.notify(f"{neutralised(job.run)} is {job.state}; a run that was cancelled, failed or lost can be resumed", markup=False)
 
     def action_again(self) -> None:
         """The form with what this job was given."""

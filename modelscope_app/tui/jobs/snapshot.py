@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -92,7 +92,7 @@ async def follow(tell: Callable[[JobsSnapshot], object], nudge: asyncio.Event, s
         while True:
             nudge.clear()
             try:
-                jobs = await client.jobs()
+                jobs = _each_once(await client.jobs())
                 devices, resident = await client.devices(), await client.resident()
                 snapshot = JobsSnapshot(True, None, jobs, devices, resident, pace.rates(jobs))
             except NotRunning:
@@ -109,6 +109,14 @@ async def follow(tell: Callable[[JobsSnapshot], object], nudge: asyncio.Event, s
                 await asyncio.wait_for(nudge.wait(), pause)
             except TimeoutError:
                 continue
+
+
+def _each_once(jobs: Sequence[JobInfo]) -> tuple[JobInfo, ...]:
+    """A run is one line, also where a service lists it as ended and, resumed, as going on."""
+    first: dict[str, JobInfo] = {}
+    for job in jobs:
+        first.setdefault(job.run, job)
+    return tuple(first.values())
 
 
 def _tell(tell: Callable[[JobsSnapshot], object], snapshot: JobsSnapshot) -> None:

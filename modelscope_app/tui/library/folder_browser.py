@@ -27,6 +27,7 @@ from modelscope_app.tui.messages import CheckpointOpened, RunOpened, Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
+from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class FolderBrowser(Vertical):
         """The path, what is said of it, the folders."""
         from modelscope_app.tui.forms.completion import PathSuggester
 
-        yield Input(
+        yield TextLine(
             placeholder="/ to type a path or hf:org/name; the right arrow completes it",
             suggester=PathSuggester("checkpoint"),
             id="browser-path",
@@ -305,9 +306,10 @@ class FolderBrowser(Vertical):
     @on(Input.Submitted)
     def _typed(self, event: Input.Submitted) -> None:
         event.stop()
-        if event.value.strip():
+        typed = _restarted(event.value.strip())
+        if typed:
             self._say("looking ...")
-            self._look_at(self._visit, self._folder, event.value.strip())
+            self._look_at(self._visit, self._folder, typed)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="typed")
     def _look_at(self, visit: int, folder: str, typed: str) -> None:
@@ -321,10 +323,10 @@ class FolderBrowser(Vertical):
 
         with failure_told(lambda sentence: tell(_PathRefused(visit, sentence)), "it cannot be opened"):
             path = absolute(typed if typed.startswith(("hf:", "~")) else os.path.join(folder, typed))  # noqa: PTH118
-            is_run, found = (path / "job.json").is_file(), glanced(path)
-            if not is_run and found is not None and found.kind in ("damaged", "gone"):
+            is_run, found, is_folder = os.path.isfile(path / "job.json"), glanced(path), os.path.isdir(path)  # noqa: PTH112, PTH113
+            if not is_run and not is_folder and found is not None and found.kind in ("damaged", "gone"):
                 raise BadInput(found.error)
-            if not is_run and found is None and not path.is_dir():
+            if not is_run and not is_folder and found is None:
                 raise BadInput(f"{path} is no folder and no safetensors file")
             tell(_PathLookedAt(visit, typed, path, is_run, found))
 
@@ -343,11 +345,26 @@ class FolderBrowser(Vertical):
             self._say(self._folder)  # or to another page
         elif event.is_run:
             self.post_message(RunOpened(event.path))
-        elif event.glance is not None:
+        elif event.glance is not None and event.glance.kind in ("checkpoint", "series"):
             self.post_message(CheckpointOpened(event.typed if event.typed.startswith("hf:") else str(event.path)))
         else:
             self._show_folder(str(event.path))
+            if event.glance is not None:
+                self._say(event.glance.error)
             self._tree.focus()
+
+
+def _restarted(typed: str) -> str:
+    """What was typed or pasted behind the folder that stood there, where that is a path from the root or from home.
+
+    >>> _restarted("/models//data/x"), _restarted("/models/~/x"), _restarted("/models/hf:org/name"), _restarted("/models/x/")
+    ('/data/x', '~/x', 'hf:org/name', '/models/x/')
+    """
+    for mark, skipped in (("//", 1), ("/~", 1), ("/hf:", 1)):
+        before, found, _ = typed.rpartition(mark)
+        if found and not typed.startswith("hf:"):
+            return typed[len(before) + skipped :]
+    return typed
 
 
 def _working_folder() -> str:

@@ -30,7 +30,7 @@ def panels_of(run: RunFolder, host: PluginHost) -> tuple[FoundPanel, ...]:
     found = []
     for contributed in host.panels():
         panel = contributed.value
-        if contributed.plugin == plugin_name and (not panel.analyses or analysis in panel.analyses):
+        if contributed.plugin == plugin_name and (not panel.analyses or {analysis, run.analysis} & set(panel.analyses)):
             found.append(FoundPanel(f"{contributed.plugin}.{panel.name}", panel.title, _maker(panel.widget, run)))
     return tuple(found)
 

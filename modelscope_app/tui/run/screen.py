@@ -26,12 +26,12 @@ from textual.widgets import Footer, Static, TabbedContent, TabPane
 from modelscope_app.api import FactsView, MscopeError, TableView, View, neutralised
 from modelscope_app.rendering.wording import age_text
 from modelscope_app.runs.folder import RunFolder
-from modelscope_app.runs.status import FINAL_STATES, Status
+from modelscope_app.runs.status import FINAL_STATES, RESUMABLE_STATES, Status
 from modelscope_app.tui.fence import Fence, FencingScreen
 from modelscope_app.tui.jobs.bar import JobsBar
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import checkpoint_name, progress_of, state_text
-from modelscope_app.tui.messages import AnalysisChosen
+from modelscope_app.tui.messages import AnalysisChosen, JobCancelled, RunResumed
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.run.about import AboutRun, LogPage, ReadPage
 from modelscope_app.tui.thread_work import failure_told
@@ -63,6 +63,8 @@ class RunScreen(FencingScreen[None]):
     BINDINGS = [
         ("escape", "app.back", "Back"),
         ("R", "again", "Run again"),
+        ("ctrl+r", "resume", "Resume"),
+        ("x", "cancel", "Cancel job"),
         *[Binding(str(number), f"tab({number})", "Show the tab of that number", show=False) for number in range(1, 10)],
     ]
 
@@ -92,6 +94,8 @@ class RunScreen(FencingScreen[None]):
         """By the id of their tab."""
         self._panels: tuple[FoundPanel, ...] = ()
         self._head = ""
+        self._was_active = False
+        """At the last snapshot, for the keys that depend on it."""
         self._wanted: str | None = None
         """The tab whose content is to have the keyboard as soon as it is there."""
 
@@ -112,11 +116,18 @@ class RunScreen(FencingScreen[None]):
         if self.is_mounted:
             self.query_one(JobsBar).snapshot = snapshot
             self._show_head()
+            if self._is_active != self._was_active:
+                self._was_active = self._is_active
+                self.refresh_bindings()
 
     def _look(self) -> None:
         """Whether a run that had not ended has."""
-        if self.run is not None and self._status is not None and self._status.state not in FINAL_STATES:
+        if self.run is None or self._status is None:
+            return
+        if self._status.state not in FINAL_STATES or self._is_active:
             self._look_at(self.run)
+        else:
+            self._show_head()  # it says how long ago that was
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="look")
     def _look_at(self, run: RunFolder) -> None:
@@ -253,6 +264,30 @@ class RunScreen(FencingScreen[None]):
             job = self.run.job
             checkpoints = [checkpoint.path for checkpoint in job.checkpoints]
             self.post_message(AnalysisChosen(job.analysis, checkpoints, job.params, job.device, job.dtype, job.seed))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only a job that goes on is cancelled, and only one that has ended too early resumed."""
+        state = self._status.state if self._status is not None else None
+        if action == "resume":
+            return state in RESUMABLE_STATES and not self._is_active
+        if action == "cancel":
+            return self._is_active
+        return True
+
+    @property
+    def _is_active(self) -> bool:
+        """Whether the service has it."""
+        return self.run is not None and any(job.run == self.run.id for job in self.snapshot.active)
+
+    def action_resume(self) -> None:
+        """The same run goes on from what it has saved."""
+        if self.run is not None:
+            self.post_message(RunResumed(self.run.folder, neutralised(self.run.analysis, 60)))
+
+    def action_cancel(self) -> None:
+        """Asks first."""
+        if self.run is not None:
+            self.post_message(JobCancelled(self.run.id, f"{neutralised(self.run.analysis, 60)} ({neutralised(self.run.id)})"))
 
     def headless_command(self) -> str | None:
         """The command that computes the run again."""

@@ -166,7 +166,7 @@ class LinePlot(PlotWidget, inherit_bindings=False):
         found = int(numpy.searchsorted(line.x, self.xs[self.cursor]))
         if found >= len(line.x) or line.x[found] != self.xs[self.cursor]:
             return None
-        value, low, high = (float("nan") if values is None else float(values[found]) for values in (line.y, line.low, line.high))
+        value, low, high = (float("nan") if values is None else float(values[found]) for values in (line.values, line.low, line.high))
         return value, low, high
 
     def copied(self) -> Copied | None:
@@ -191,7 +191,8 @@ class LinePlot(PlotWidget, inherit_bindings=False):
         text = (
             f"{self.drawing.y_label} over {self.drawing.x_label}. Left and right move the cursor along x; the list below says the value of "
             "every line there exactly. Up and down choose a line: it is drawn on top, with dots along the ends of its interval where it "
-            "has one. A letter on a line is its letter in the list. Gaps are unknown values. + and - zoom around the cursor, r shows all."
+            "has one. A letter on a line is its letter in the list. Gaps are unknown values, and on a logarithmic axis those at or below "
+            "zero. + and - zoom around the cursor, r shows all."
         )
         return Explanation("Lines", text)
 

@@ -307,7 +307,7 @@ class TablePane(Vertical):
         """Show all columns of the table, also those its view leaves out."""
         name, every = self.grid.column_name, self.rows.data.columns
         first = self._view_columns or every
-        self.rows.shown = [every.index(one) for one in (every if set(self._names_shown()) == set(first) else first)]
+        self.rows.shown = [every.index(one) for one in (every if self.rows.column_count < len(every) else first)]
         self.grid.lay_out_columns()
         at = next((at for at in range(self.rows.column_count) if self.rows.name_at(at) == name), 0)
         self.grid.move_cursor(column=at)

@@ -13,6 +13,7 @@ from textual.widgets import Input, Label, Static
 
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
+from modelscope_app.tui.text_line import TextLine
 
 Question = Literal["filter", "search", "row"]
 _LABELS = {"filter": "filter", "search": "search", "row": "row"}
@@ -31,7 +32,7 @@ _EXPLAINED = {
 }
 
 
-class PromptInput(Input):
+class PromptInput(TextLine):
     """Where it is typed."""
 
     def explanation(self) -> Explanation:

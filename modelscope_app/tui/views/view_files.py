@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_app.api import BadInput, FinishedRun, View, neutralised
+from modelscope_app.api import BadInput, FinishedRun, TableView, View, neutralised
 from modelscope_app.tui.on_screen import Exports
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _LONGEST_NAME = 60
 def view_exports(
     run: FinishedRun, view: View, formats: Sequence[str], frame: Callable[[], polars.DataFrame] | None = None
 ) -> Exports | None:
-    """What can be written of a view; None where nothing can. `frame` gives the rows for csv and parquet, where these are not the
-    whole table of the view; it is called in the thread that writes."""
+    """What can be written of a view; None where nothing can. `frame` gives the rows, where these are not the whole table of the view;
+    it is called in the thread that writes."""
     table = getattr(view, "table", None)
     offered = tuple(one for one in formats if table is not None or one not in TABLE_FORMATS)
     if not offered:
@@ -52,6 +52,11 @@ class _OneView:
 
     run: FinishedRun
     views: tuple[View, ...]
+    rows: polars.DataFrame | None = None
+    """Of the view's table, where they are not all of it."""
+
+    def table(self, name: str) -> polars.DataFrame:
+        return self.run.table(name) if self.rows is None else self.rows
 
     @property
     def tables(self) -> Mapping[str, Path]:
@@ -77,13 +82,17 @@ def _write(run: FinishedRun, view: View, frame: Callable[[], polars.DataFrame] |
 
     path = path.expanduser().absolute()
     refuse_files_of_the_run(run, [path], "another place")
+    rows = frame() if frame is not None else None
+    if rows is not None and isinstance(view, TableView):  # they are chosen and in order already
+        view = replace(view, columns=(), sort_by=None)
+    shown = _OneView(run, (view,), rows)
     if file_format == "html":
         from modelscope_app.rendering.html import write_report
 
-        return write_report(_OneView(run, (view,)), path)
+        return write_report(shown, path)
     try:
-        content = None if file_format in TABLE_FORMATS else _content(run, view, file_format)
-        rows = (frame() if frame else run.table(getattr(view, "table", ""))) if content is None else None
+        content = None if file_format in TABLE_FORMATS else _content(shown, view, file_format)
+        rows = shown.table(getattr(view, "table", "")) if content is None else None
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             if content is not None:

@@ -72,7 +72,7 @@ def raw_terminal(words: Sequence[str], environment: Mapping[str, str], columns: 
     """Run a command in a pseudo-terminal, with `environment` on top of this process' own; it is killed in the end."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    whole = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", **environment}
+    whole = {**os.environ, "TERM": "xterm-256color", "LANG": "C.UTF-8", "COLUMNS": str(columns), "LINES": str(lines), **environment}
     process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=whole, start_new_session=True)
     os.close(slave)
     try:

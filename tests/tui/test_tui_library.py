@@ -217,7 +217,7 @@ async def test_the_folder_above_is_a_key_away(tmp_path: Path) -> None:
         assert "sub/" in app.text()
 
 
-@pytest.mark.parametrize("count", [3, 90])
+@pytest.mark.parametrize("count", [3, 90, 2100])
 async def test_the_cursor_stands_on_the_folder_one_came_from(tmp_path: Path, count: int) -> None:
     for number in range(count):
         (tmp_path / f"sub{number}" / "inside").mkdir(parents=True)

@@ -346,7 +346,7 @@ class FormScreen(Screen[None]):
         if checked is None:
             return
         if not checked.is_right:
-            self._go_to_first_problem(checked)
+            self._go_to_first_problem(checked, "run")
             return
         now = time.monotonic()
         if checked == self._handed_over and now - self._handed_over_at < _TWICE_SECONDS:
@@ -355,10 +355,10 @@ class FormScreen(Screen[None]):
         self.keep_typed()
         self.app.post_message(JobAsked(self.analysis_id, checked.checkpoints, checked.params, checked.device, checked.dtype, checked.seed))
 
-    def _go_to_first_problem(self, checked: Checked) -> None:
+    def _go_to_first_problem(self, checked: Checked, doing: str) -> None:
         wrong = next((field for field in self._fields() if field.problem), None)
         sentence = wrong.problem if wrong is not None else "; ".join(checked.problems.values())
-        self.notify(f"cannot run: {sentence}"[:400], severity="error", markup=False)
+        self.notify(f"cannot {doing}: {sentence}"[:400], severity="error", markup=False)
         if wrong is not None:
             if _is_of_host(wrong):
                 self.query_one("#host", Collapsible).collapsed = False
@@ -421,7 +421,7 @@ class FormScreen(Screen[None]):
             return
         names = {field.name for field in loaded.fields}
         if names & checked.problems.keys() or WHOLE in checked.problems:
-            self._go_to_first_problem(checked)
+            self._go_to_first_problem(checked, "be saved")
             return
         asked = self._asked()
         try:

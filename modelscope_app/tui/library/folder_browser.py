@@ -261,11 +261,14 @@ class FolderBrowser(Vertical):
         if event.visit != self._visit:
             return  # its lines are gone
         event.node.remove_children()
-        for place in event.places:
+        places = list(event.places)
+        if event.node.is_root and self._came_from is not None and all(place.path != self._came_from for place in places):
+            places.append(Place("folder", self._came_from))  # of a long folder only a part is listed
+        for place in places:
             event.node.add("", place, allow_expand=place.kind in ("folder", "cache"))
         if event.node.is_root:
-            first = 1 if len(event.places) > 1 and event.places[0].kind == "up" else 0
-            lines = (at for at, place in enumerate(event.places) if place.kind == "folder" and place.path == self._came_from)
+            first = 1 if len(places) > 1 and places[0].kind == "up" else 0
+            lines = (at for at, place in enumerate(places) if place.kind == "folder" and place.path == self._came_from)
             self._tree.cursor_line = next(lines, first)
             self._tree.scroll_to_line(self._tree.cursor_line, animate=False)
 

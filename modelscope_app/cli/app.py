@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def open_app(checkpoint: str | None) -> NoReturn:
     """Run the app to its end, and end the process. Raises UsageError without a terminal, BadInput for wrong settings."""
-    if checkpoint is not None and not checkpoint.startswith("hf:") and not os.path.lexists(os.path.expanduser(checkpoint)):  # noqa: PTH111
+    if checkpoint is not None and not checkpoint.startswith("hf:") and _is_missing(os.path.expanduser(checkpoint)):  # noqa: PTH111
         from modelscope_app.api.text import neutralised
 
         raise BadInput(f"{neutralised(checkpoint)} does not exist; name a folder or file of safetensors, a run folder, or hf:org/name")
@@ -43,6 +43,17 @@ def open_app(checkpoint: str | None) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(app.return_code or ExitCode.DONE)  # threads of a plugin that never ends are nobody's any more
+
+
+def _is_missing(path: str) -> bool:
+    """Whether there is nothing; a place one may not look at is said by whoever opens it."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def app_settings() -> AppSettings:

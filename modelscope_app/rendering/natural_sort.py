@@ -12,6 +12,8 @@ Imported where polars is anyway.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy
 import polars
 
@@ -22,8 +24,8 @@ _LONGEST = 60
 """Digits that are counted in one character from `A` on."""
 _ODD = (f"[{_MARK}{_ESCAPE}{_BETWEEN}]", f"[0-9]{{{_LONGEST + 1}}}")
 """What makes a name one to be written by itself; two patterns, because each alone is found ten times as fast."""
-_AT_ONCE = 100_000
-"""Names, so that what is in memory besides the column is small."""
+_BYTES_AT_ONCE = 4 << 20
+"""So that what is in memory besides the column is small, however long its texts are."""
 
 
 def natural_columns(text: polars.Series) -> tuple[polars.Series, ...]:
@@ -34,7 +36,9 @@ def natural_columns(text: polars.Series) -> tuple[polars.Series, ...]:
     bare = text.str.replace_all("(^|[^0-9])0+([0-9])", "$1$2") if has_zeros else text
     odd = (bare.str.contains(_ODD[0]) | bare.str.contains(_ODD[1])).fill_null(value=False)
     plain = bare.set(odd | bare.is_null(), "")
-    keys = polars.concat([_counted(plain[at : at + _AT_ONCE]) for at in range(0, len(plain), _AT_ONCE)]).set(bare.is_null(), None)
+    part = plain.str.len_bytes().cast(polars.UInt64).cum_sum() // _BYTES_AT_ONCE
+    ends = [*(part.diff() != 0).arg_true().to_list(), len(plain)]
+    keys = polars.concat([_counted(plain[begin:end]) for begin, end in itertools.pairwise([0, *ends])]).set(bare.is_null(), None)
     if odd.any():
         keys = keys.scatter(odd.arg_true(), [_written(name) for name in bare.filter(odd)])
     return (keys, text) if has_zeros else (keys,)

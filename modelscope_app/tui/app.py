@@ -63,7 +63,7 @@ KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "libra
 """What `tui.keys` can give other keys."""
 
 
-_TAKEN_KEYS = frozenset({"escape", "enter", "tab", "shift+tab", "up", "down", "left", "right", "backspace", "space"})
+_TAKEN_KEYS = frozenset({"escape", "enter", "tab", "shift+tab", "up", "down", "left", "right", "backspace", "space", "ctrl+i", "ctrl+m"})
 _MODIFIERS = ("ctrl+", "shift+", "alt+", "super+", "meta+", "hyper+")
 _NAMED_KEYS = frozenset(key.value for key in Keys)
 
@@ -151,15 +151,15 @@ class MscopeApp(EverywhereApp):
             raise BadInput(f"tui.keys.{unknown[0]} in config.toml: there is no such id; there are {', '.join(KEY_IDS)}")
         given = self._normalize_keymap(keys)
         for name, keys_of_it in given.items():
-            for key in keys_of_it.split(","):
-                if not _is_key(key):
-                    raise BadInput(f"tui.keys.{name} = {keys[name]!r} in config.toml: {key!r} is no key; f5, ctrl+j, J or ? would be some")
+            for key, typed in zip(keys_of_it.split(","), keys[name].split(","), strict=True):
+                if not (_is_key(key) or (len(typed.strip()) == 1 and typed.strip().isprintable())):
+                    raise BadInput(f"tui.keys.{name} = {keys[name]!r} in config.toml: {key!r} is no key; f5, ctrl+l, J or ? would be some")
                 if key in _TAKEN_KEYS:
                     raise BadInput(f"tui.keys.{name} = {keys[name]!r} in config.toml: {key} means something on every screen; take another")
         taken: dict[str, str] = {}
         for key, binding in self._bindings:
-            if binding.id in KEY_IDS and binding.id not in given:
-                taken[key] = binding.id
+            if binding.id not in given and not binding.system:  # f1 and f3 have no id, and mean what ? and c do
+                taken[key] = binding.id or {"copy_command": "command"}.get(binding.action, binding.action)
         for name, keys_of_it in given.items():
             for key in keys_of_it.split(","):
                 if (other := taken.setdefault(key, name)) != name:

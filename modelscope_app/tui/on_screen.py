@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from textual.widget import Widget
+from textual.widgets import Tabs
 
 from modelscope_app.tui.selections import Selection
 
@@ -105,7 +106,10 @@ def answers(screen: Screen[object], protocol: type[Answer]) -> Iterator[Answer]:
         if node is screen:
             break
         node = node.parent
-    asked = set(screen.focused.ancestors_with_self) if screen.focused is not None else set()
-    for page in screen.query("TabPane"):
-        if page not in asked and all(node.display for node in page.ancestors_with_self if isinstance(node, Widget)):
-            yield from (widget for widget in page.query() if isinstance(widget, protocol))
+    if screen.focused is None or isinstance(screen.focused, Tabs):
+        for page in screen.query("TabPane"):
+            yield from (widget for widget in page.query() if isinstance(widget, protocol) and _is_shown(widget))
+
+
+def _is_shown(widget: Widget) -> bool:
+    return all(node.display for node in widget.ancestors_with_self if isinstance(node, Widget))

@@ -12,6 +12,7 @@ import polars
 import pytest
 from textual.events import Key
 from textual.widgets import Input, OptionList, Static
+from tui.slow_disk import SlowCalls, until
 from tui_waiting import all_settled
 
 from modelscope_app.api import BadInput, TableView
@@ -33,6 +34,7 @@ from modelscope_app.tui.forms.screen import FormScreen
 from modelscope_app.tui.jobs.screen import JobsScreen
 from modelscope_app.tui.library.screen import LibraryScreen
 from modelscope_app.tui.messages import JobCancelled
+from modelscope_app.tui.on_screen import Exports
 from modelscope_app.tui.run.screen import RunScreen
 from modelscope_app.tui.selections import Selection
 from modelscope_app.tui.themes import THEMES
@@ -116,7 +118,10 @@ async def test_what_was_typed_into_a_form_is_kept_however_it_is_left(leaving: st
     assert last_used("weights.stats", 1)["bins"] == "77"
 
 
-async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+async def test_an_export_that_cannot_be_written_is_a_sentence(
+    made_run: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelscope_app.tui.dialogs.export.READ_SECONDS", 0.0)
     (tmp_path / "file").write_text("")
     run = made_run(facts={"a": 1}).folder
     app = MscopeApp(str(run))
@@ -138,7 +143,50 @@ async def test_an_export_that_cannot_be_written_is_a_sentence(made_run: Callable
             assert isinstance(app.screen, ExportScreen) and said in words(app)
 
 
-async def test_a_file_that_is_there_is_replaced_by_a_second_enter_alone(made_run: Callable[..., RunFolder], tmp_path: Path) -> None:
+async def test_two_enters_write_once_and_close_one_screen() -> None:
+    slow = SlowCalls(lambda format, path: path)
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("J")
+        app.push_screen(ExportScreen(Exports("a view", ("csv",), Path("/nowhere"), "view", slow)))
+        await pilot.pause()
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: slow.started)
+        await pilot.press("enter")
+        slow.finish.set()
+        await all_settled(pilot)
+        assert slow.started == 1 and isinstance(app.screen, JobsScreen)
+
+
+async def test_an_enter_that_comes_too_soon_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "view.csv").write_text("precious")
+    written = []
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        app.push_screen(ExportScreen(Exports("a view", ("csv",), tmp_path, "view", lambda format, path: written.append(path) or path)))
+        await pilot.pause()
+        await pilot.press("enter")
+        await until(pilot, lambda: "is there already" in words(app))
+        await pilot.press("enter")
+        await all_settled(pilot)
+        assert isinstance(app.screen, ExportScreen) and not written
+
+
+async def test_keys_of_a_list_do_not_speak_for_another_page() -> None:
+    app = MscopeApp(str(SAMPLE))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await all_settled(pilot)
+        await pilot.press("t", "y")
+        await pilot.pause()
+        assert not copied_file().exists(), "the cursor is on a group of tensors, which is nothing to copy"
+
+
+async def test_a_file_that_is_there_is_replaced_by_a_second_enter_alone(
+    made_run: Callable[..., RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelscope_app.tui.dialogs.export.READ_SECONDS", 0.0)
     mine, other = tmp_path / "mine.csv", tmp_path / "other.csv"
     for file in (mine, other):
         file.write_text("precious")
@@ -306,6 +354,10 @@ def test_what_is_wrong_in_the_settings_is_named_with_what_there_is() -> None:
         MscopeApp(None, AppSettings(keys={"jobs": "y"}))
     with pytest.raises(BadInput, match=r"tui\.keys.*f5 would be both jobs and library"):
         MscopeApp(None, AppSettings(keys={"jobs": "f5", "library": "f5"}))
+    with pytest.raises(BadInput, match=r"tui\.keys.*f1 would be both help and jobs"):
+        MscopeApp(None, AppSettings(keys={"jobs": "f1"}))
+    for key in ("§", "ö", "ctrl+c", "f1,question_mark"):
+        MscopeApp(None, AppSettings(keys={"help": key}))
     for wrong in ("banana", "ctrl+nothing", ""):
         with pytest.raises(BadInput, match=r"tui\.keys\.quit.*is no key"):
             MscopeApp(None, AppSettings(keys={"quit": wrong}))

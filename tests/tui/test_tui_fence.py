@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from textual.widget import Widget
 from textual.widgets import Button, Static
 from tui.recording_host import hosted
 
-from modelscope_app.api import BadInput, FactsView
+from modelscope_app.api import FactsView
 from modelscope_app.rendering.drawings import FactsDrawing
 from modelscope_app.runs.folder import RunFolder
 from modelscope_app.tui.fence import Fence, FencingApp, FencingScreen, fence_of
-from modelscope_app.tui.thread_work import failure_told
 from modelscope_app.tui.views.board import ViewBoard
 
 
@@ -212,28 +210,3 @@ async def test_a_view_where_polars_panics_is_a_sentence(made_run: Callable[..., 
         await pilot.app.workers.wait_for_complete()
         await pilot.pause()
         assert "drawn" in app.text() and board.error is None
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (BadInput("no such table"), "no such table"),
-        (FileNotFoundError(2, "No such file", "/a\x1b[2J"), "/a\\x1b[2J: No such file"),
-        (ValueError("too odd\x1b[2J"), "It cannot be read: too odd\\x1b[2J"),
-        (AssertionError(), "It cannot be read: AssertionError"),
-        (PanicException("no rows"), "It cannot be read: no rows"),
-    ],
-)
-def test_what_a_thread_raises_is_told_in_one_harmless_sentence(error: BaseException, sentence: str) -> None:
-    told: list[str] = []
-    with failure_told(told.append, "It cannot be read"):
-        raise error
-    assert told == [sentence]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-def test_what_ends_a_thread_on_purpose_is_no_failure(error: type[BaseException]) -> None:
-    told: list[str] = []
-    with pytest.raises(error), failure_told(told.append, "It cannot be read"):
-        raise error
-    assert not told

@@ -105,10 +105,13 @@ async def test_one_key_hands_the_job_over(opened: Callable[..., Host]) -> None:
 
 
 async def test_values_are_there_again_next_time_but_not_the_checkpoint(opened: Callable[..., Host]) -> None:
-    app = opened("one", [SAMPLE], seed=3)
+    app = opened("one", [SAMPLE])
     async with app.run_test() as pilot:
         await settled(pilot)
         await typed(pilot, app, "rows", "77")
+        app.form.query_one("#host", Collapsible).collapsed = False
+        await settled(pilot)
+        await typed(pilot, app, "seed", "3")
         await pilot.press("escape")
         await settled(pilot)
         assert app.screen is not app.form and app.asked == []
@@ -133,13 +136,23 @@ async def test_what_nobody_typed_is_not_there_the_next_time(opened: Callable[...
         await settled(pilot)
         await typed(pilot, typed_in, "rows", "77")
         await pilot.press("escape")
-    handed_over = opened("few", params={"rows": 5, "text": "layers.3"})
-    async with handed_over.run_test() as pilot:
+    for rows in (5, 4):  # 4 is the default
+        handed_over = opened("few", params={"rows": rows, "text": "layers.3"}, device="cpu", seed=7)
+        async with handed_over.run_test() as pilot:
+            await settled(pilot)
+            assert (field(handed_over, "rows").value, field(handed_over, "seed").value) == (str(rows), "7")
+            await pilot.press("escape")
+            await settled(pilot)
+        assert kept_values.last_used("test.few", 1) == {"rows": "77"}
+
+
+async def test_a_form_may_be_opened_with_nothing_in_an_option(opened: Callable[..., Host]) -> None:
+    app = opened("all", params={"limit": None, "data": "/d/rows.csv"})
+    async with app.run_test() as pilot:
         await settled(pilot)
-        assert field(handed_over, "rows").value == "5"
         await pilot.press("escape")
         await settled(pilot)
-    assert kept_values.last_used("test.few", 1) == {"rows": "77"}
+        assert app.screen is not app.form
 
 
 async def test_the_service_is_asked_once_when_typing_has_stopped(

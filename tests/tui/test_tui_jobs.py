@@ -218,10 +218,8 @@ async def test_keys_cancel_open_unload_and_run_again(made_run: Callable[..., Run
 async def test_only_a_job_that_ended_too_early_is_resumed() -> None:
     app = Host(BUSY)
     async with app.run_test() as pilot:
-        await pilot.press("ctrl+r")
         for _ in BUSY.jobs:
-            await pilot.press("down")
-        await pilot.press("ctrl+r")
+            await pilot.press("ctrl+r", "down")
         await pilot.pause()
     (resumed,) = app.asked
     assert isinstance(resumed, RunResumed) and resumed.folder == Path(FAILED.folder)

@@ -94,7 +94,7 @@ def test_a_rate_is_drawn_when_there_is_progress(talking: None) -> None:
 
 
 def test_what_is_drawn_of_a_job_is_the_line_that_changed(talking: None) -> None:
-    with raw_terminal(APP, SSH) as terminal:
+    with raw_terminal(BUSY, SSH) as terminal:
         repaints(terminal)
         assert max(len(part) for _, part in repaints(terminal)) < 1000
 

@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
+from textual.widgets._footer import FooterKey
 from tui.recording_host import hosted
 from tui.slow_disk import SlowCalls, until
 from tui_waiting import all_settled
@@ -150,6 +151,19 @@ async def test_a_run_is_cancelled_and_resumed_from_its_page_when_it_can_be(
             screen.snapshot = JobsSnapshot(True, None, (job,))
             await pilot.pause()
         assert keys == {"ctrl+r", "x"} & set(screen.active_bindings)
+
+
+async def test_a_run_that_was_cancelled_offers_to_resume_it(made_run: Made) -> None:
+    run = made_run(state="running")
+    lock = RunLock(run.folder)
+    app = MscopeApp(str(run.folder))
+    async with app.run_test(size=(120, 30)) as pilot:
+        screen = await settled(pilot)
+        write_status(run.folder, Status(state="cancelled", started=1.0, finished=2.0))
+        lock.release()
+        screen._look()
+        await settled(pilot)
+        assert "Resume" in [key.description for key in screen.query(FooterKey)]
 
 
 def said_by(screen: RunScreen, tab: str) -> str:

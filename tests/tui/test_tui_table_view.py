@@ -15,7 +15,8 @@ import pytest
 from textual import events
 from textual.app import App, ComposeResult
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Input, Static
+from tui.slow_disk import SlowCalls, until
 
 from modelscope_app.api import BadInput, FinishedRun, TableView, View
 from modelscope_app.checkpoints import natural_key
@@ -27,6 +28,7 @@ from modelscope_app.tui.selections import Selection
 from modelscope_app.tui.views import board_for, table_answers
 from modelscope_app.tui.views.board import ViewBoard
 from modelscope_app.tui.views.row_detail import RowFields
+from modelscope_app.tui.views.table_answers import found, ordered
 from modelscope_app.tui.views.table_filter import condition
 from modelscope_app.tui.views.table_grid import TableGrid
 from modelscope_app.tui.views.table_pane import TablePane
@@ -266,6 +268,35 @@ async def test_a_column_is_hidden_and_shown(run: FinishedRun) -> None:
         assert "layer " not in screen.text.splitlines()[1] and "1 of 4 columns hidden" in screen.status
         await screen.press("H")
         assert "layer" in screen.text.splitlines()[1] and "hidden" not in screen.status
+
+
+async def test_the_answer_to_an_earlier_filter_does_not_close_the_prompt(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowCalls(ordered)
+    monkeypatch.setattr("modelscope_app.tui.views.table_pane.ordered", slow)
+    async with on_screen(run) as screen:
+        await screen.pilot.press("f", *"layer=0", "enter")
+        await until(screen.pilot, lambda: slow.started)
+        await screen.pilot.press("backspace")
+        slow.finish.set()
+        await screen.press("2")
+        prompt = screen.app.query_one(TablePrompt)
+        assert prompt.display and prompt.query_one(Input).value == "layer=2"
+
+
+async def test_a_search_typed_while_rows_are_sorted_goes_to_its_match(run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    sorting, seeking = SlowCalls(ordered), SlowCalls(found)
+    monkeypatch.setattr("modelscope_app.tui.views.table_pane.ordered", sorting)
+    monkeypatch.setattr("modelscope_app.tui.views.table_pane.found", seeking)
+    async with on_screen(run) as screen:
+        await screen.pilot.press("s")
+        await until(screen.pilot, lambda: sorting.started)
+        await screen.pilot.press("/", *"norm")
+        await until(screen.pilot, lambda: seeking.started)
+        sorting.finish.set()
+        seeking.finish.set()
+        await screen.settle()
+        await screen.press("enter")
+        assert screen.app.query_one(TableGrid).rows.cell_text(screen.app.query_one(TableGrid).cursor_row, 0) == "model.norm"
 
 
 async def test_all_columns_are_shown_at_once_also_those_the_view_leaves_out(run: FinishedRun) -> None:

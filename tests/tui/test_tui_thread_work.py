@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polars.exceptions import PanicException
 from textual.app import App
 from textual.screen import Screen
 from textual.widgets import Static
@@ -51,6 +52,8 @@ def words(app: App[Any]) -> str:
         (BadInput("no such run"), "no such run"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (ValueError("\x1b[31m"), "it broke: \\x1b[31m"),
+        (PanicException("no rows"), "it broke: no rows"),
+        (FileNotFoundError(2, "No such file", "/a\x1b[2J"), "/a\\x1b[2J: No such file"),
     ],
 )
 def test_what_is_raised_is_told_once_in_words_that_are_harmless(raised: BaseException, told: str) -> None:

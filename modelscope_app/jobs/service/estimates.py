@@ -98,7 +98,7 @@ async def fit_of(preparers: Preparers, scheduler: Scheduler, interpreter: Interp
     wanted = Wanted(
         shaped(Need, answer["need"]),
         frozenset(fingerprints),
-        tuple(shaped(Model, model) for model in answer["models"]),
+        tuple(shaped(Model, model) for model in answer.get("models", ())),
         next(map(str, answer.get("warnings", [])), None),
     )
     places = await _places(scheduler, interpreter, check_device(str(submission["device"])), wanted)
@@ -264,12 +264,13 @@ def _place(
     wanted: Wanted,
 ) -> Place:
     held_bytes = sum(other.held_bytes for other in scheduler.workers if other.device == device)
+    beside = ahead[: max(0, scheduler.places(device) - scheduler.running_on(device) - 1)]  # the others have ended when it begins
     return Place(
         device,
         memory,
         scheduler.settings.memory_limit_bytes(device),
         _holdings(worker.resident if worker is not None else (), wanted.models),
-        held_bytes - (worker.resident_bytes if worker is not None else 0) + sum(job.record.need.total_bytes for job in ahead),
+        held_bytes - (worker.resident_bytes if worker is not None else 0) + sum(job.record.need.total_bytes for job in beside),
         scheduler.running_on(device),
         scheduler.places(device),
         sum(job.worker is None and device in _devices_of(scheduler, job, there) for job in scheduler.jobs.values()),

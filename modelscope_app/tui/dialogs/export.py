@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from textual import work
@@ -17,6 +18,9 @@ from modelscope_app.api import BadInput, neutralised
 from modelscope_app.tui.on_screen import Exports
 from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
+
+READ_SECONDS = 0.7
+"""In which nobody has read a question; an enter so soon after it was meant for what stood there before."""
 
 
 class ExportScreen(ModalScreen[Path | None]):
@@ -51,6 +55,8 @@ class ExportScreen(ModalScreen[Path | None]):
         self._exports = exports
         self._may_replace: Path | None = None
         """What the user has been told is there."""
+        self._asked_at = 0.0
+        self._is_writing = False
 
     def compose(self) -> ComposeResult:
         with Vertical():
@@ -74,14 +80,17 @@ class ExportScreen(ModalScreen[Path | None]):
 
     def on_export_screen_written(self, event: Written) -> None:
         """Close, or say what went wrong."""
+        self._is_writing = False
         if event.error is None:
-            self.dismiss(event.path)
+            if self.is_current:
+                self.dismiss(event.path)
         else:
             self.query_one("#said", Static).update(Content(neutralised(event.error, 1000)))
 
     def on_export_screen_is_there(self, event: IsThere) -> None:
         """Ask, by saying so."""
-        self._may_replace = event.path
+        self._is_writing = False
+        self._may_replace, self._asked_at = event.path, time.monotonic()
         self.query_one("#said", Static).update(Content(f"{neutralised(str(event.path), 400)} is there already; enter again replaces it"))
 
     def action_leave(self) -> None:
@@ -92,6 +101,9 @@ class ExportScreen(ModalScreen[Path | None]):
         return self._exports.folder / f"{self._exports.name}.{suffix}"
 
     def _start(self) -> None:
+        if self._is_writing or time.monotonic() - self._asked_at < READ_SECONDS:
+            return
+        self._is_writing = True
         formats = self.query_one("#formats", OptionList)
         chosen = self._exports.formats[formats.highlighted or 0]
         self.query_one("#said", Static).update(Content("writing ..."))
@@ -109,7 +121,6 @@ class ExportScreen(ModalScreen[Path | None]):
                 if path.exists() and path != self._may_replace:
                     self.post_message(self.IsThere(path))
                     return
-                path.parent.mkdir(parents=True, exist_ok=True)
                 self.post_message(self.Written(self._exports.write(chosen, path), None))
             except OSError as error:
                 raise BadInput(f"{neutralised(typed, 200)}: cannot be written ({error.strerror or error})") from None

@@ -42,6 +42,8 @@ ESTIMATE_AFTER_SECONDS = 0.5
 """From the last change to asking the service."""
 
 _LONGEST = 2000
+_TYPED = object()
+"""No value is this."""
 _TWICE_SECONDS = 2.0
 """A key that was held down too long does not make two jobs."""
 
@@ -172,9 +174,9 @@ class FormScreen(Screen[None]):
         self.query_one("#summary", Static).update(plain(analysis.summary, 300))
         given = {name.replace("-", "_"): value for name, value in self._given_params.items()}
         values: dict[str, str | bool | None] = dict(last)
-        self._last, self._filled_in = last, {entry.key: typed_text(entry, given[entry.key]) for entry in entries if entry.key in given}
-        values |= self._filled_in
-        values |= {key: value for key, value in self._given_host.items() if value is not None}
+        values |= {entry.key: typed_text(entry, given[entry.key]) for entry in entries if entry.key in given}
+        host_given = {key: value for key, value in self._given_host.items() if value is not None}
+        values |= host_given
         fields = self.query_one("#fields")
         given_checkpoints = () if analysis.checkpoints.maximum == 0 else self._given_checkpoints
         await fields.mount(*self._checkpoint_fields(given_checkpoints))
@@ -183,6 +185,8 @@ class FormScreen(Screen[None]):
             await fields.mount(Static(plain("it takes no options", style="dim")))
         host = [Field(entry, values.get(entry.key)) for entry in host_entries(())]
         await fields.mount(Collapsible(*host, title="where and how", id="host", collapsed=True))
+        self._last = last
+        self._filled_in = {field.entry.key: field.value for field in self._fields() if field.entry.key in given.keys() | host_given.keys()}
         unknown = sorted(given.keys() - {entry.key for entry in entries})
         if unknown:
             self.notify(f"it has no option {unknown[0]!r}"[:200], severity="warning", markup=False)
@@ -379,8 +383,8 @@ class FormScreen(Screen[None]):
             return
         rows = [field for field in self._fields() if field.entry.pick not in ("checkpoint", "series")]
         values = {field.entry.key: value for field in rows if (value := field.value) is not None and value != field.entry.default}
-        for key in [key for key, value in self._filled_in.items() if values.get(key) == value]:
-            del values[key]
+        for key in [field.entry.key for field in rows if field.value == self._filled_in.get(field.entry.key, _TYPED)]:
+            values.pop(key, None)
             if key in self._last:
                 values[key] = self._last[key]
         bound = self._loaded.bound

@@ -16,10 +16,11 @@ from textual.message import Message
 from textual.reactive import var
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
+from textual.widgets.data_table import ColumnKey, RowKey
 
 from modelscope_app.api import MscopeError, neutralised
 from modelscope_app.rendering.wording import age_text, bytes_text, count_text
-from modelscope_app.runs.status import RESUMABLE_STATES
+from modelscope_app.runs.status import FINAL_STATES, RESUMABLE_STATES
 from modelscope_app.tui.jobs.bar import JobsBar
 from modelscope_app.tui.jobs.snapshot import JobsSnapshot
 from modelscope_app.tui.jobs.words import bar_of, checkpoint_name, device_text, progress_of, share_of, state_text
@@ -37,6 +38,15 @@ _LONGEST_LINE = 500
 
 class JobsTable(DataTable[Text]):
     """One line a job."""
+
+    def put(self, run: str, column: str, cell: Text) -> None:
+        """Another cell in the line of a run. textual would draw the whole table anew, which through ssh is a lot four times a second."""
+        if cell.cell_len > self.columns[ColumnKey(column)].content_width:
+            self.update_cell(run, column, cell, update_width=True)
+            return
+        self._data[RowKey(run)][ColumnKey(column)] = cell
+        self._update_count += 1
+        self.refresh_row(self.get_row_index(run))
 
     def explanation(self) -> Explanation:
         """For `?`."""
@@ -112,8 +122,8 @@ class JobsScreen(Screen[None]):
         """The log came."""
         job = self._job()
         if job is not None and job.run == event.run:
-            self.query_one("#log", Static).update(Content(event.log_text))
-            self.query_one("#events", Static).update(Content(event.events_text))
+            self._say("#log", event.log_text)
+            self._say("#events", event.events_text)
 
     def action_open(self) -> None:
         """The run of the job."""
@@ -134,7 +144,7 @@ class JobsScreen(Screen[None]):
         """The same run goes on from what it has saved."""
         if (job := self._job()) is None:
             return
-        if job.state in RESUMABLE_STATES:
+        if job.state in RESUMABLE_STATES & FINAL_STATES:
             self.post_message(RunResumed(Path(job.folder), neutralised(job.analysis)))
         else:
             self.app.notify(f"{neutralised(job.run)} is {job.state}; a run that was cancelled, failed or lost can be resumed", markup=False)
@@ -189,15 +199,21 @@ class JobsScreen(Screen[None]):
             for job, row in zip(snapshot.jobs, rows, strict=True):
                 for name, cell in zip(("state", "analysis", "asked", "device", "progress"), row, strict=False):
                     if table.get_cell(job.run, name) != cell:
-                        table.update_cell(job.run, name, cell, update_width=True)
+                        table.put(job.run, name, cell)
         else:
             table.clear()
             for job, row in zip(snapshot.jobs, rows, strict=True):
                 table.add_row(*row, key=job.run)
             at = next((at for at, job in enumerate(snapshot.jobs) if neutralised(job.run) == kept), 0)
             table.move_cursor(row=at, animate=False)
-        self.query_one("#devices", Static).update(Content(devices_text(snapshot, time.time())))
+        self._say("#devices", devices_text(snapshot, time.time()))
         self._read_shown()
+
+    def _say(self, place: str, text: str) -> None:
+        """Where that is something new: each update lays out and draws all of it."""
+        shown, said = self.query_one(place, Static), Content(text)
+        if not (isinstance(shown.content, Content) and shown.content.is_same(said)):
+            shown.update(said)
 
     def _read_shown(self) -> None:
         if (job := self._job()) is not None:

@@ -309,7 +309,7 @@ class FolderBrowser(Vertical):
     @on(Input.Submitted)
     def _typed(self, event: Input.Submitted) -> None:
         event.stop()
-        typed = _restarted(event.value.strip())
+        typed = _restarted(event.value.strip(), self._folder)
         if typed:
             self._say("looking ...")
             self._look_at(self._visit, self._folder, typed)
@@ -357,17 +357,16 @@ class FolderBrowser(Vertical):
             self._tree.focus()
 
 
-def _restarted(typed: str) -> str:
-    """What was typed or pasted behind the folder that stood there, where that is a path from the root or from home.
+def _restarted(typed: str, folder: str) -> str:
+    """What was typed or pasted behind the folder that stood there, where that is a path from the root, from home, or in the cache.
 
-    >>> _restarted("/models//data/x"), _restarted("/models/~/x"), _restarted("/models/hf:org/name"), _restarted("/models/x/")
-    ('/data/x', '~/x', 'hf:org/name', '/models/x/')
+    >>> _restarted("/models//data/x", "/models"), _restarted("/models/~/x", "/models"), _restarted("/models/hf:org/name", "/models")
+    ('/data/x', '~/x', 'hf:org/name')
+    >>> _restarted("/models/a//b", "/models"), _restarted("/other//x", "/models")
+    ('/models/a//b', '/other//x')
     """
-    for mark, skipped in (("//", 1), ("/~", 1), ("/hf:", 1)):
-        before, found, _ = typed.rpartition(mark)
-        if found and not typed.startswith("hf:"):
-            return typed[len(before) + skipped :]
-    return typed
+    before, found, behind = typed.partition(folder.rstrip("/") + "/")
+    return behind if found and not before and behind.startswith(("/", "~", "hf:")) else typed
 
 
 def _working_folder() -> str:

@@ -140,6 +140,7 @@ class RunScreen(FencingScreen[None]):
     def _looked(self, status: Status) -> None:
         was, self._status = self._status, status
         self._show_head()
+        self.refresh_bindings()
         if was is None or status.state in FINAL_STATES:
             self._read()
         else:
@@ -181,6 +182,7 @@ class RunScreen(FencingScreen[None]):
         first = self.run is None
         self.run, self._status = event.run, event.status
         self._show_head()
+        self.refresh_bindings()
         if first:
             self._find_panels(event.run, event.views, event.status)
         elif not event.panels and self._panels:  # read again, as it has ended: its panels are known
@@ -269,7 +271,7 @@ class RunScreen(FencingScreen[None]):
         """Only a job that goes on is cancelled, and only one that has ended too early resumed."""
         state = self._status.state if self._status is not None else None
         if action == "resume":
-            return state in RESUMABLE_STATES and not self._is_active
+            return state in RESUMABLE_STATES & FINAL_STATES and not self._is_active
         if action == "cancel":
             return self._is_active
         return True

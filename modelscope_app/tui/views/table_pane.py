@@ -96,6 +96,8 @@ class TablePane(Vertical):
         self._working = ""
         self._sought = ""
         self._searching = False
+        self._is_going = False
+        """Whether the cursor goes to what is being searched for."""
         self._matches: Matches | None = None
         self._sought_from = 0
         self._detail_column: str | None = None
@@ -266,7 +268,9 @@ class TablePane(Vertical):
             self._show_in_full()
         self.say_status()
         if self._sought:
-            self._seek(self._sought, go=False)
+            prompt = self.query_one(TablePrompt)
+            is_typed = prompt.display and prompt.question == "search"
+            self._seek(self._sought, go=is_typed or (self._searching and self._is_going))
         self.post_message(Selected(self.selection()))
 
     def _hold(self, frame: polars.DataFrame) -> None:
@@ -338,7 +342,9 @@ class TablePane(Vertical):
                 self._seek(message.text, go=True)
             if message.finished:
                 self._end_prompt()
-        elif message.finished and message.question == "filter":
+        elif message.question == "filter" and not message.finished:
+            self._answering = None  # it is being changed: an answer to what stood there does not close it
+        elif message.question == "filter":
             self._answering = message.text.strip()
             self._ask_order(self._wanted_sort, self._answering, "filtering ...")
         elif message.finished:
@@ -376,7 +382,7 @@ class TablePane(Vertical):
     # --- searching
 
     def _seek(self, text: str, go: bool) -> None:
-        self._sought, self._matches, self._searching = text, None, bool(text)
+        self._sought, self._matches, self._searching, self._is_going = text, None, bool(text), go
         self._searches += 1
         self.say_status()
         if not text:

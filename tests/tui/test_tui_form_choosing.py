@@ -70,7 +70,7 @@ async def test_only_what_is_right_becomes_a_preset(opened: Callable[..., Host]) 
         await settled(pilot)
         await pilot.press("ctrl+s")
         await settled(pilot)
-        assert app.screen is app.form and app.said[-1].startswith("cannot run: --rows 0")
+        assert app.screen is app.form and app.said[-1].startswith("cannot be saved: --rows 0")
 
 
 async def chooser_of_files(pilot: Pilot[None], app: Host, rows: int) -> DirectoryTree:

@@ -1,41 +1,49 @@
-"""The contract for plugin authors. Imports neither torch nor textual, and nothing else of this package."""
+"""The contract for plugin authors. Imports neither torch nor textual, and nothing else of this package.
 
-from modelscope_app.api.analysis import Analysis, CheckpointKind, Checkpoints, Estimate
-from modelscope_app.api.architecture import Architecture, Panel, Reader
-from modelscope_app.api.context import (
-    Checkpoint,
-    Example,
-    FamilyAdapter,
-    FinishedRun,
-    Fold,
-    JobContext,
-    LabelledFeatures,
-    MergeableFold,
-    Model,
-    Series,
-    Sites,
-    Source,
-    TensorHeader,
-    TokenBatch,
-    Tokenizer,
-)
-from modelscope_app.api.errors import AssertionFailed, BadInput, ExitCode, JobCancelled, JobFailed, MscopeError, UsageError
-from modelscope_app.api.hookspecs import API_VERSION, PROJECT_NAME, hookimpl, hookspec
-from modelscope_app.api.params import CheckpointPath, DataFile, InputFile, Meaning, RunReference, Selection, SiteName
-from modelscope_app.api.sites import SITE_KINDS, Site
-from modelscope_app.api.text import neutralised
-from modelscope_app.api.views import (
-    BarsView,
-    FactsView,
-    GraphView,
-    HeatMapView,
-    HistogramView,
-    LinesView,
-    TableView,
-    TokenStripView,
-    View,
-    view_from_json,
-)
+Names are resolved when first used: the terminal app is on the screen before views, hooks and contexts are needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelscope_app.api.analysis import Analysis, CheckpointKind, Checkpoints, Estimate
+    from modelscope_app.api.architecture import Architecture, Panel, Reader
+    from modelscope_app.api.context import (
+        Checkpoint,
+        Example,
+        FamilyAdapter,
+        FinishedRun,
+        Fold,
+        JobContext,
+        LabelledFeatures,
+        MergeableFold,
+        Model,
+        Series,
+        Sites,
+        Source,
+        TensorHeader,
+        TokenBatch,
+        Tokenizer,
+    )
+    from modelscope_app.api.errors import AssertionFailed, BadInput, ExitCode, JobCancelled, JobFailed, MscopeError, UsageError
+    from modelscope_app.api.hookspecs import API_VERSION, PROJECT_NAME, hookimpl, hookspec
+    from modelscope_app.api.params import CheckpointPath, DataFile, InputFile, Meaning, RunReference, Selection, SiteName
+    from modelscope_app.api.sites import SITE_KINDS, Site
+    from modelscope_app.api.text import neutralised
+    from modelscope_app.api.views import (
+        BarsView,
+        FactsView,
+        GraphView,
+        HeatMapView,
+        HistogramView,
+        LinesView,
+        TableView,
+        TokenStripView,
+        View,
+        view_from_json,
+    )
 
 __all__ = [
     "API_VERSION",
@@ -92,3 +100,70 @@ __all__ = [
     "neutralised",
     "view_from_json",
 ]
+
+_MODULE_OF = {
+    "API_VERSION": "hookspecs",
+    "Analysis": "analysis",
+    "Architecture": "architecture",
+    "AssertionFailed": "errors",
+    "BadInput": "errors",
+    "BarsView": "views",
+    "Checkpoint": "context",
+    "CheckpointKind": "analysis",
+    "CheckpointPath": "params",
+    "Checkpoints": "analysis",
+    "DataFile": "params",
+    "Estimate": "analysis",
+    "Example": "context",
+    "ExitCode": "errors",
+    "FactsView": "views",
+    "FamilyAdapter": "context",
+    "FinishedRun": "context",
+    "Fold": "context",
+    "GraphView": "views",
+    "HeatMapView": "views",
+    "HistogramView": "views",
+    "InputFile": "params",
+    "JobCancelled": "errors",
+    "JobContext": "context",
+    "JobFailed": "errors",
+    "LabelledFeatures": "context",
+    "LinesView": "views",
+    "Meaning": "params",
+    "MergeableFold": "context",
+    "Model": "context",
+    "MscopeError": "errors",
+    "PROJECT_NAME": "hookspecs",
+    "Panel": "architecture",
+    "Reader": "architecture",
+    "RunReference": "params",
+    "SITE_KINDS": "sites",
+    "Selection": "params",
+    "Series": "context",
+    "Site": "sites",
+    "SiteName": "params",
+    "Sites": "context",
+    "Source": "context",
+    "TableView": "views",
+    "TensorHeader": "context",
+    "TokenBatch": "context",
+    "TokenStripView": "views",
+    "Tokenizer": "context",
+    "UsageError": "errors",
+    "View": "views",
+    "hookimpl": "hookspecs",
+    "hookspec": "hookspecs",
+    "neutralised": "text",
+    "view_from_json": "views",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value

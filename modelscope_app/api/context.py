@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from modelscope_app.api.views import View
-
 if TYPE_CHECKING:
     import polars
     import torch
+
+    from modelscope_app.api.views import View
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")

@@ -18,7 +18,6 @@ from textual.message import Message
 from textual.widgets import Input
 
 from modelscope_app.api import MscopeError, neutralised
-from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
 from modelscope_app.tui.fence import FencingApp
 from modelscope_app.tui.messages import AnalysisChosen, Selected
 from modelscope_app.tui.on_screen import (
@@ -138,6 +137,8 @@ class EverywhereApp(FencingApp[None]):
             self.tell("There is no command for what is on the screen")
 
     def _copy(self, text: str, what: str) -> None:
+        from modelscope_app.tui.copying import MOST_THROUGH_TERMINAL, write_copied
+
         try:
             path = write_copied(text)
         except (OSError, MscopeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modelscope_app.cli.app import _is_missing
 from modelscope_app.cli.main import exit_code_of
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_checkpoints"
@@ -55,6 +56,16 @@ def test_what_is_wrong_is_one_sentence_on_stderr(capsys: pytest.CaptureFixture[s
     assert sentence in printed.err
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("mscope: ")
+
+
+def test_a_place_one_may_not_look_at_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _is_missing(str(tmp_path / "nothing")) and not _is_missing(str(tmp_path))
+
+    def refused(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "lstat", refused)
+    assert not _is_missing(str(tmp_path / "nothing"))
 
 
 def test_a_checkpoint_name_with_escapes_is_shown_neutralised(capsys: pytest.CaptureFixture[str]) -> None:

@@ -338,6 +338,7 @@ async def test_two_runs_stand_side_by_side_or_one_above_the_other(made_run: Made
         await all_settled(pilot)
         table = app.screen.query_one(DataTable)
         assert [cell.plain for cell in table.get_row_at(0)] == ["tensors", "2", "3", "+1"]
+        assert table.ordered_columns[0].content_width >= len("tensors"), "no cell is cut to the width of its heading"
         await pilot.press("2")
         await all_settled(pilot)
         boards = list(app.screen.query(ViewBoard))

@@ -22,7 +22,6 @@ from modelscope_app.tui.messages import AnalysisChosen
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.plugins import Plugins, shared_plugins
-from modelscope_app.tui.text_line import TextLine
 
 if TYPE_CHECKING:
     from modelscope_app.plugin_host import PluginHost
@@ -136,7 +135,7 @@ class AnalysesBrowser(Vertical):
     def compose(self) -> ComposeResult:
         yield Static(plain("loading plugins ..."), classes="state")
         yield AnalysisList(markup=False)
-        yield TextLine(placeholder="/ to search", compact=True)
+        yield Input(placeholder="/ to search", compact=True)
 
     def on_mount(self) -> None:
         """Look for what there is."""

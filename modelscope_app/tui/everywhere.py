@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.widgets import Input
 
 from modelscope_app.api import MscopeError, neutralised
-from modelscope_app.tui.fence import FencingApp
+from modelscope_app.tui.key_order import OrderedKeysApp
 from modelscope_app.tui.messages import AnalysisChosen, Selected
 from modelscope_app.tui.on_screen import (
     Copied,
@@ -41,7 +41,7 @@ Severity = Literal["information", "warning", "error"]
 _LONGEST_MESSAGE = 1000
 
 
-class EverywhereApp(FencingApp[None]):
+class EverywhereApp(OrderedKeysApp[None]):
     """An app with help, copying, exporting and one menu of uses for what is selected."""
 
     BINDINGS = [

@@ -145,6 +145,7 @@ class WorkspaceScreen(Screen[None]):
         active = self.query_one(TabbedContent).active_pane
         if active is not None:
             await self._fill(active)
+        self._wanted = None
         self._remember()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="remember")
@@ -202,16 +203,16 @@ class WorkspaceScreen(Screen[None]):
         """One of the tabs, with the keyboard in it; also one that was asked for before the headers were read."""
         self._wanted = name
         tabs = self.query_one(TabbedContent)
-        if tabs.active == name:
-            await self._fill(tabs.get_pane(name))
-        else:
-            tabs.active = name
+        tabs.active = name
+        await self._fill(tabs.get_pane(name))  # here and not when the tab says so: the next key is already the page's
+        if self.found is not None:
+            self._wanted = None
 
     def _focus_page(self, pane: TabPane) -> None:
-        self._wanted = None
-        for widget in pane.query("*"):
+        for widget in pane.query("*"):  # nothing where it is still being made: whoever makes it asks again
             if widget.focusable:
                 widget.focus()
+                self._wanted = None
                 return
 
     def action_tree(self) -> None:

@@ -24,7 +24,6 @@ from modelscope_app.tui.messages import Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
-from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 MOST_MATCHES = 500
@@ -130,7 +129,7 @@ class TensorTree(Vertical):
             inputs.first().focus()
             return
         self._searching = True
-        search = TextLine(placeholder="part of a name; several words all have to occur", id="tensor-search", compact=True)
+        search = Input(placeholder="part of a name; several words all have to occur", id="tensor-search", compact=True)
         self.mount(search, before=0)
         search.focus()
         self._look_for("")

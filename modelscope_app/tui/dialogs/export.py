@@ -16,7 +16,6 @@ from textual.widgets.option_list import Option
 
 from modelscope_app.api import BadInput, neutralised
 from modelscope_app.tui.on_screen import Exports
-from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 READ_SECONDS = 0.7
@@ -63,7 +62,7 @@ class ExportScreen(ModalScreen[Path | None]):
             yield Static(Content.assemble(("Export ", "bold"), (neutralised(self._exports.what, 100), "bold")))
             yield OptionList(*[Option(name, id=name) for name in self._exports.formats], id="formats")
             yield Static("to")
-            yield TextLine(str(self._path(self._exports.formats[0])), id="path")
+            yield Input(str(self._path(self._exports.formats[0])), id="path")
             yield Static(Content("enter writes, escape leaves it"), id="said")
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:

@@ -19,7 +19,6 @@ from textual.widgets.option_list import Option
 from modelscope_app.api import MscopeError
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
-from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 _LONGEST_LINE = 200
@@ -81,7 +80,7 @@ class Chooser(Box):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(plain(self._title, _LONGEST_LINE), classes="title")
-            yield TextLine(placeholder="type to filter", compact=True)
+            yield Input(placeholder="type to filter", compact=True)
             yield OptionList(markup=False)
             yield Static("loading ...", classes="state")
 
@@ -177,7 +176,7 @@ class NameAsked(Box):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(plain(self._title, _LONGEST_LINE), classes="title")
-            yield TextLine(placeholder="name", compact=True)
+            yield Input(placeholder="name", compact=True)
             yield Static(classes="state")
 
     @on(Input.Changed)

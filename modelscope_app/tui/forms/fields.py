@@ -24,14 +24,13 @@ from modelscope_app.tui.forms.completion import ListSuggester, PathSuggester
 from modelscope_app.tui.forms.entries import Entry
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
-from modelscope_app.tui.text_line import TextLine
 
 _LONGEST_LABEL = 18
 _LONGEST_PROBLEM = 400
 _LONGEST_HELP = 300
 
 
-class TextField(TextLine):
+class TextField(Input):
     """A line to type in. Characters that a terminal would obey are drawn as others of the same width, and stay what they are."""
 
     def __init__(self, value: str, placeholder: str, suggester: Suggester | None = None) -> None:

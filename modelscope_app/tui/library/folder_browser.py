@@ -27,7 +27,6 @@ from modelscope_app.tui.messages import CheckpointOpened, RunOpened, Selected
 from modelscope_app.tui.on_screen import Copied, Explanation
 from modelscope_app.tui.plain import plain
 from modelscope_app.tui.selections import Selection
-from modelscope_app.tui.text_line import TextLine
 from modelscope_app.tui.thread_work import failure_told
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ class FolderBrowser(Vertical):
         """The path, what is said of it, the folders."""
         from modelscope_app.tui.forms.completion import PathSuggester
 
-        yield TextLine(
+        yield Input(
             placeholder="/ to type a path or hf:org/name; the right arrow completes it",
             suggester=PathSuggester("checkpoint"),
             id="browser-path",

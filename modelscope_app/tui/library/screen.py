@@ -72,23 +72,28 @@ class LibraryScreen(Screen[None]):
         for runs in self.query(RunList):
             runs.refresh_runs()
 
-    def action_page(self, name: str) -> None:
-        """One of the pages, with the keyboard in it."""
-        self.query_one(TabbedContent).active = name
-        self.call_after_refresh(self._focus_page, name)
+    async def action_page(self, name: str) -> None:
+        """One of the pages, with the keyboard in it before the next key is given out."""
+        tabs = self.query_one(TabbedContent)
+        tabs.active = name
+        await self._show(tabs.get_pane(name))
 
     async def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
-        """Make what is looked at for the first time."""
+        """As with a digit."""
         event.stop()
-        name = event.pane.id or ""
-        if not event.pane.children:
+        await self._show(event.pane)
+
+    async def _show(self, pane: TabPane) -> None:
+        """Make what is looked at for the first time."""
+        name = pane.id or ""
+        if not pane.children:
             match name:
                 case "recent":
-                    await event.pane.mount(RecentList(clock=self._clock))
+                    await pane.mount(RecentList(clock=self._clock))
                 case "folders":
-                    await event.pane.mount(FolderBrowser(self._folder))
+                    await pane.mount(FolderBrowser(self._folder))
                 case "all-runs":
-                    await event.pane.mount(RunList(clock=self._clock))
+                    await pane.mount(RunList(clock=self._clock))
         self._focus_page(name)
 
     def explanation(self) -> Explanation:

@@ -13,7 +13,6 @@ from textual.widgets import Input, Label, Static
 
 from modelscope_app.tui.on_screen import Explanation
 from modelscope_app.tui.plain import plain
-from modelscope_app.tui.text_line import TextLine
 
 Question = Literal["filter", "search", "row"]
 _LABELS = {"filter": "filter", "search": "search", "row": "row"}
@@ -32,7 +31,7 @@ _EXPLAINED = {
 }
 
 
-class PromptInput(TextLine):
+class PromptInput(Input):
     """Where it is typed."""
 
     def explanation(self) -> Explanation:

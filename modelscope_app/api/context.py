@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars
     import torch
 
+    from modelscope_app.api.errors import BadInput
     from modelscope_app.api.views import View
 
 Item = TypeVar("Item")
@@ -131,6 +132,21 @@ class TokenBatch(NamedTuple):
     """(batch, token) bool; True on real tokens that are not prompt."""
 
 
+class DataRows(Protocol):
+    """The rows of a data file, and where each of them stands."""
+
+    @property
+    def path(self) -> Path:
+        """Absolute path of the file."""
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows; row i has id i. Untrusted."""
+
+    def bad_row(self, id: int, reason: str) -> BadInput:
+        """The error to raise for a row: file, line, reason."""
+
+
 class LabelledFeatures(NamedTuple):
     """Rows of a data file for an `mlp` classifier; row i has id i."""
 
@@ -215,6 +231,14 @@ class Sites(Protocol):
         """Replace the activation at each site by what its function returns."""
 
 
+class Prefix(Protocol):
+    """Beginnings that a model has read; `Model.body` goes on from them."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that continue it."""
+
+
 class Model(Protocol):
     """A checkpoint as a running torch model, in eval mode."""
 
@@ -233,15 +257,28 @@ class Model(Protocol):
     def logits(self, batch: TokenBatch) -> torch.Tensor:
         """(batch, token, vocabulary): next-token logits of a padded batch."""
 
-    def body(self, batch: TokenBatch) -> torch.Tensor:
-        """(batch, token, hidden): the last hidden state after the final norm; the LM head is skipped."""
+    def body(self, batch: TokenBatch, after: Prefix | None = None) -> torch.Tensor:
+        """(batch, token, hidden): the last hidden state after the final norm; the LM head is skipped.
+
+        With `after`, the rows go on from a prefix that was read before, and are padded on the right.
+        """
+
+    def prefix(self, batch: TokenBatch, repeats: int = 1) -> Prefix:
+        """Read what several texts begin with, once: rows padded on the left, each to be continued by `repeats` rows in a row."""
+
+    def greedy(self, batch: TokenBatch, count: int) -> torch.Tensor:
+        """(batch, count) int64: the most likely next tokens after rows padded on the left; -1 after an end token and where
+        the logits are not finite."""
 
 
 class Tokenizer(Protocol):
     """A checkpoint's tokenizer."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the special tokens the tokenizer adds itself."""
+    def encode(self, text: str, open_ended: bool = False) -> list[int]:
+        """Token ids with the special tokens the tokenizer adds itself; `open_ended` leaves out those at the end."""
+
+    def encode_bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with no special token that is not written in it."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids, special tokens included."""
@@ -318,6 +355,15 @@ class JobContext(Protocol):
 
     def tokenizer(self, checkpoint: int = 0) -> Tokenizer:
         """Its tokenizer. Raises BadInput where it has none."""
+
+    def open_checkpoint(self, path: str) -> int:
+        """The position, for `model` and the like, of a checkpoint that a param of type `CheckpointPath` names; see `opened`."""
+
+    def opened(self, checkpoint: int) -> Checkpoint:
+        """The checkpoint of that position: one of `checkpoints`, or one that `open_checkpoint` opened."""
+
+    def rows(self, path: str) -> DataRows:
+        """Rows of a data file as they stand there. Raises BadInput naming file, line and reason."""
 
     def examples(self, path: str, checkpoint: int = 0) -> Sequence[Example]:
         """Rows of a data file, tokenised for that checkpoint. Raises BadInput naming file, line and reason."""

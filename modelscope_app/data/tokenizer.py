@@ -135,9 +135,9 @@ class CheckpointTokenizer:
         """Whether the checkpoint brings a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the special tokens the tokenizer adds itself."""
-        return self.with_added_tokens(self.encode_bare([text])[0])
+    def encode(self, text: str, open_ended: bool = False) -> list[int]:
+        """Token ids with the special tokens the tokenizer adds itself; `open_ended` leaves out those at the end."""
+        return self.with_added_tokens(self.encode_bare([text])[0], open_ended)
 
     def encode_bare(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with no special token that is not written in it. Raises BadInput for a broken string."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from modelscope_app.checkpoints import OpenCheckpoint, OpenSeries
-    from modelscope_app.data import CheckpointTokenizer
+    from modelscope_app.data import CheckpointTokenizer, Rows
     from modelscope_app.models import BuiltModel
     from modelscope_app.plugin_host import PluginHost
 
@@ -49,6 +49,8 @@ class RunningContext:
         from modelscope_app.models import resolve_device, resolve_dtype
 
         self.checkpoints = checkpoints
+        self._opened = list(checkpoints)
+        self._named: dict[str, int] = {}
         self.series = series
         self.device: torch.device = resolve_device(device)
         self.dtype: torch.dtype | None = resolve_dtype(run.job.dtype)
@@ -68,7 +70,7 @@ class RunningContext:
         """The checkpoint of that position, built and on the device."""
         if checkpoint not in self._models:
             self.check_cancelled()
-            opened = self.checkpoints[checkpoint]
+            opened = self._opened[checkpoint]
             opened.check_unchanged()
             builder = self._host.architecture(str((opened.config or {}).get("model_type")))
             architectures = [builder.value] if builder else []
@@ -84,6 +86,25 @@ class RunningContext:
         """Its tokenizer. Raises BadInput where it has none."""
         return self._tokenizer(checkpoint)
 
+    def open_checkpoint(self, path: str) -> int:
+        """The position of a checkpoint that a param names. Raises BadInput for what is none, or a series."""
+        from modelscope_app.checkpoints import open_checkpoint
+
+        if path not in self._named:
+            self._named[path] = len(self._opened)
+            self._opened.append(open_checkpoint(path))
+        return self._named[path]
+
+    def opened(self, checkpoint: int) -> OpenCheckpoint:
+        """The checkpoint of that position."""
+        return self._opened[checkpoint]
+
+    def rows(self, path: str) -> Rows:
+        """Rows of a data file as they stand there."""
+        from modelscope_app.data import read_rows
+
+        return read_rows(path, self._readers(path))
+
     def examples(self, path: str, checkpoint: int = 0) -> Sequence[Example]:
         """Rows of a data file, tokenised for that checkpoint."""
         from modelscope_app.data import MissingTokenizer, read_examples, token_limits
@@ -92,14 +113,14 @@ class RunningContext:
             tokenizer = self._tokenizer(checkpoint)
         except MissingTokenizer:
             tokenizer = None  # rows of token ids need none; others are refused by name
-        limits = token_limits(self.checkpoints[checkpoint])
+        limits = token_limits(self._opened[checkpoint])
         return read_examples(path, tokenizer, readers=self._readers(path), warn=self.warn, limits=limits)
 
     def labelled_features(self, path: str, checkpoint: int = 0) -> LabelledFeatures:
         """Rows of a data file with `features` and `label`."""
         from modelscope_app.data import read_labelled_features
 
-        config = self.checkpoints[checkpoint].config or {}
+        config = self._opened[checkpoint].config or {}
         return read_labelled_features(path, config.get("layer_sizes"), readers=self._readers(path))
 
     def batches(
@@ -186,14 +207,14 @@ class RunningContext:
         """Raise BadInput where a checkpoint's files changed while the analysis read them, so that its results cannot be trusted."""
         for model in self._models.values():
             model.settled()
-        for checkpoint in self.checkpoints:
+        for checkpoint in self._opened:
             checkpoint.check_unchanged()
 
     def _tokenizer(self, checkpoint: int) -> CheckpointTokenizer:
         if checkpoint not in self._tokenizers:
             from modelscope_app.data import load_tokenizer
 
-            self._tokenizers[checkpoint] = load_tokenizer(self.checkpoints[checkpoint], self.warn)
+            self._tokenizers[checkpoint] = load_tokenizer(self._opened[checkpoint], self.warn)
         return self._tokenizers[checkpoint]
 
     def _readers(self, path: str) -> list[Reader]:

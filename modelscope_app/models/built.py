@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from modelscope_app.api import BadInput, Checkpoint, FamilyAdapter, TokenBatch
+from modelscope_app.api import BadInput, Checkpoint, FamilyAdapter, Prefix, TokenBatch
+from modelscope_app.models.continuing import ReadPrefix, check_left_padded, greedy, keeps_a_cache, read_on
 from modelscope_app.models.families import adapter_for
 from modelscope_app.models.mapping import MappedFile
 from modelscope_app.models.sites import ModelSites
@@ -105,18 +106,64 @@ class BuiltModel:
         output = self._output(self.unsettled_module, batch)
         return output if isinstance(output, torch.Tensor) else output.logits
 
-    def body(self, batch: TokenBatch) -> torch.Tensor:
+    def body(self, batch: TokenBatch, after: Prefix | None = None) -> torch.Tensor:
         """(batch, token, hidden): the last hidden state after the final norm; the LM head is skipped.
 
-        Raises BadInput where the model reads no tokens, and where a text is too long for it or a token id unknown to it.
+        With `after`, rows go on from the prefix that `prefix` read, and are padded on the right. Raises BadInput where the model
+        reads no tokens, and where a text is too long for it or a token id unknown to it.
         """
-        base = getattr(self.unsettled_module, "base_model", None)
+        base = self._body_module()
+        if after is None:
+            output = self._output(base, batch)
+            return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+        if not isinstance(after, ReadPrefix):
+            raise TypeError(f"after is of type {type(after).__name__}; it is what prefix() returns")
+        whole = TokenBatch(
+            batch.ids,
+            torch.cat([after.input_ids, batch.input_ids], 1),
+            torch.cat([after.attention_mask, batch.attention_mask], 1),
+            torch.cat([torch.zeros_like(after.attention_mask, dtype=torch.bool), batch.completion_mask], 1),
+        )
+        if after.cache is None:
+            return self.body(whole)[:, after.input_ids.shape[1] :]
+        self._check(whole)
+        mask = whole.attention_mask.to(self.device)
+        hidden: torch.Tensor = read_on(base, batch.input_ids.to(self.device), mask, after.take_cache()).last_hidden_state
+        return hidden
+
+    def prefix(self, batch: TokenBatch, repeats: int = 1) -> ReadPrefix:
+        """Read what several texts begin with, once: rows padded on the left, each to be continued by `repeats` rows in a row.
+
+        Without a cache of the model's (a plugin's model, some families) the beginnings are read again with each continuation.
+        Raises as `body`, and JobFailed for rows padded on the right.
+        """
+        check_left_padded(batch)
+        base = self._body_module()
+        cache = None
+        if keeps_a_cache(base) and self._counts_positions_from_zero:
+            self._check(batch)
+            read = read_on(base, batch.input_ids.to(self.device), batch.attention_mask.to(self.device), None).past_key_values
+            if hasattr(read, "batch_repeat_interleave"):
+                read.batch_repeat_interleave(repeats)
+                cache = read
+        return ReadPrefix(batch, repeats, cache)
+
+    def greedy(self, batch: TokenBatch, count: int) -> torch.Tensor:
+        """(batch, count) int64 on the CPU: the most likely next tokens after rows padded on the left.
+
+        -1 from an end token on, and where the logits are not finite. Raises as `logits`, and JobFailed for rows padded on the right.
+        """
+        if self.kind not in ("causal-lm", "other"):
+            self.logits(batch)  # says why there are none
+        return greedy(self.unsettled_module, batch, count, self.device, self.logits, self._check)
+
+    def _body_module(self) -> nn.Module:
+        base: nn.Module | None = getattr(self.unsettled_module, "base_model", None)
         if base is None:
             raise BadInput(
                 f"{self.checkpoint.name}: a model of type {(self.checkpoint.config or {}).get('model_type')} has no body of its own"
             )
-        output = self._output(base, batch)
-        return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+        return base
 
     def _output(self, module: nn.Module, batch: TokenBatch) -> Any:
         self._check(batch)

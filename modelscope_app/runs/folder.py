@@ -143,8 +143,11 @@ class RunFolder:
 
     @property
     def artifacts(self) -> Mapping[str, Path]:
-        """Safetensors and json files by artifact name."""
-        return {path.stem: path for path in self._files("artifacts") if path.suffix in (".safetensors", ".json")}
+        """Safetensors and json files by artifact name. Of two that share one, the json is NAME.json."""
+        files = self._files("artifacts")
+        tensors = {path.stem: path for path in files if path.suffix == ".safetensors"}
+        documents = {path.name if path.stem in tensors else path.stem: path for path in files if path.suffix == ".json"}
+        return dict(sorted({**tensors, **documents}.items()))
 
     def table(self, name: str) -> polars.DataFrame:
         """One table. Raises BadInput naming the tables there are, or the file that is damaged."""
@@ -176,7 +179,8 @@ class RunFolder:
 
     def json(self, name: str) -> Any:
         """One json artifact. Raises BadInput naming the artifacts there are, or the file that is damaged."""
-        return json_value(self._one_of(self.artifacts, name, "artifact"))
+        artifacts = self.artifacts
+        return json_value(self._one_of(artifacts, f"{name}.json" if f"{name}.json" in artifacts else name, "artifact"))
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints of a run. Raises BadInput where a file it reads is damaged."""

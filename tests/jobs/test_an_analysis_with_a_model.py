@@ -274,3 +274,62 @@ def test_a_plugins_architecture_and_reader_are_used(
     (tmp_path / "rows.numbers").write_text("1 2\n3 4\n")
     run = run_analysis("own.apply", checkpoint, data=str(tmp_path / "rows.numbers"))
     assert run.tensors("out")["out"].tolist() == [[2.0, 4.0], [6.0, 8.0]]
+
+
+BESIDE = """
+from pydantic import BaseModel, Field
+from modelscope_app.api import Analysis, CheckpointPath, Checkpoints, DataFile, hookimpl
+
+MODELSCOPE_API = (1, 1)
+
+class Params(BaseModel):
+    compare: CheckpointPath = Field(description="another checkpoint")
+    data: DataFile = Field(description="rows")
+
+@hookimpl
+def modelscope_analyses():
+    takes = Checkpoints(kind="model")
+    return [Analysis(name="beside", title="Beside", summary="Two?", params=Params, run=f"{__name__}:beside", checkpoints=takes)]
+
+def beside(context, params):
+    import torch
+    at = context.open_checkpoint(params.compare)
+    rows = context.rows(params.data)
+    if "bad" in rows.rows[0]:
+        raise rows.bad_row(0, "is bad")
+    examples = context.examples(params.data, at)
+    batch = context.batches(examples, padding="left").load([example.id for example in examples])
+    with torch.no_grad():
+        logits = [context.model(position).logits(batch)[:, -1] for position in (0, at)]
+    context.facts({
+        "again": context.open_checkpoint(params.compare) == at,
+        "named": str(context.opened(at).path),
+        "checkpoints": len(context.checkpoints),
+        "difference": float((logits[0] - logits[1]).abs().max()),
+    })
+"""
+
+
+def test_a_checkpoint_that_a_param_names_is_a_model_beside_the_first(
+    run_analysis: Run, temporary_plugins: TemporaryPlugins, llama: Path, data: Path, tmp_path: Path
+) -> None:
+    temporary_plugins.write("two", BESIDE)
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(transformers.AutoConfig.from_pretrained(llama)).save_pretrained(other)
+    run = run_analysis("two.beside", llama, compare=str(other), data=str(data))
+    assert run.facts["again"] and run.facts["named"] == str(other) and run.facts["checkpoints"] == 1
+    assert run.facts["difference"] > 0.01
+    same = run_analysis("two.beside", llama, compare=str(llama), data=str(data))
+    assert same.facts["difference"] == 0
+
+
+def test_a_row_that_an_analysis_refuses_is_named_by_file_and_line(
+    run_analysis: Run, temporary_plugins: TemporaryPlugins, llama: Path, tmp_path: Path
+) -> None:
+    temporary_plugins.write("two", BESIDE)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"bad": 1}\n')
+    with pytest.raises(RunFailed, match=r"rows\.jsonl, line 1: is bad") as failed:
+        run_analysis("two.beside", llama, compare=str(llama), data=str(rows))
+    assert failed.value.exit_code == 3

@@ -17,7 +17,14 @@ from processes import Mscope
 def begin(environment: dict[str, str], analysis: str, out: Path, word: str) -> subprocess.Popen[str]:
     """Start a run and wait until its log holds `word`."""
     words = [sys.executable, "-m", "modelscope_app.cli.main", "run", f"survivor.{analysis}", "--out", str(out), "--rows", "100000"]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is ignored, by children too
+    )
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         if any((out / name).is_file() and word in (out / name).read_text() for name in ("log.txt", "events.jsonl")):

@@ -59,6 +59,20 @@ def test_a_run_reads_back_what_was_written(tmp_path: Path) -> None:
     assert again.views[0].to_json()["keys"] == ("best",)
 
 
+def test_tensors_and_a_document_of_one_name_stay_apart(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", job())
+    run.write_tensors("probe", {"direction": torch.ones(2)})
+    run.write_json("probe", {"layers": [3]})
+    run.write_json("notes", {"x": 1})
+    assert {name: path.name for name, path in run.artifacts.items()} == {
+        "notes": "notes.json",
+        "probe": "probe.safetensors",
+        "probe.json": "probe.json",
+    }
+    assert run.json("probe") == {"layers": [3]}
+    assert torch.equal(run.tensors("probe")["direction"], torch.ones(2))
+
+
 def test_a_table_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", job())
     run.write_table("rows", polars.DataFrame({"a": [1]}))

@@ -33,11 +33,18 @@ def job_need(job: Job, analysis: BoundAnalysis, opened: Opened, warn: Callable[[
     expected, basis = expected_bytes(job, declared_bytes, device)
     return Need(
         analysis_bytes=expected,
-        model_bytes=sum(model_bytes(checkpoint, job.dtype) for checkpoint in opened.checkpoints) if needs_model else 0,
+        model_bytes=sum(model_bytes(checkpoint, job.dtype) for checkpoint in (*opened.checkpoints, *_named(job))) if needs_model else 0,
         seconds=None if declared is None or declared.seconds is None else float(declared.seconds),
         basis=basis,
         declared_bytes=declared_bytes,
     )
+
+
+def _named(job: Job) -> list[OpenCheckpoint]:
+    """Checkpoints that params name: an analysis that has use for a model has use for theirs."""
+    from modelscope_app.checkpoints import open_checkpoint
+
+    return [open_checkpoint(one.path) for one in job.inputs if one.kind == "checkpoint"]
 
 
 def model_bytes(checkpoint: OpenCheckpoint, dtype: str) -> int:

@@ -1,0 +1,1 @@
+"""What each analysis does, in the order it happens."""

@@ -36,11 +36,16 @@ bench: weights  ## every benchmark; one JSON line per figure
 	$(BIN)/python bench/jobs.py
 	$(BIN)/python bench/tui.py
 	$(BIN)/python bench/table.py
+	$(BIN)/python bench/probe_statistics.py
+	$(BIN)/python bench/probes.py
 
 oracles:  ## ask the independent oracles again, in an environment of their own, and rewrite their answers
 	$(PYTHON) -m venv .venv-oracles
-	.venv-oracles/bin/python -m pip install --quiet numpy scipy safetensors
+	.venv-oracles/bin/python -m pip install --quiet torch==2.13.0
+	.venv-oracles/bin/python -m pip install --quiet numpy scipy safetensors scikit-learn concept-erasure
 	.venv-oracles/bin/python tests/oracles/ask_scipy.py
+	.venv-oracles/bin/python tests/oracles/ask_scikit_learn.py
+	.venv-oracles/bin/python tests/oracles/ask_scikit_learn_metrics.py
 
 wheel: $(VENV)/.installed-test  ## build the wheel and try it in an empty environment
 	$(BIN)/python tests/packaging/try_wheel.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -106,8 +107,8 @@ class CausalParams(_Reading):
     @field_validator("doses")
     @classmethod
     def _doses_differ(cls, doses: list[float]) -> list[float]:
-        if 0 in doses or len(set(doses)) < len(doses):
-            raise ValueError("doses differ from each other and from 0, which is measured anyway")
+        if 0 in doses or len(set(doses)) < len(doses) or not all(map(math.isfinite, doses)):
+            raise ValueError("doses are numbers that differ from each other and from 0, which is measured anyway")
         return sorted(doses)
 
 

@@ -221,7 +221,17 @@ def score_views(scored: Scored, threshold: Threshold) -> Iterable[View]:
                 high="ci_high",
                 caption="Exact intervals, of prompts taken to be independent of each other.",
             )
-    yield TableView(name="prompts", title="Prompts", table="prompts", sort_by="score", descending=True)
+    columns = (
+        "id",
+        "cell",
+        "label",
+        "score",
+        "above_threshold",
+        "highest_score",
+        *(["answer"] if scored.layout.new_tokens else []),
+        "text",
+    )
+    yield TableView(name="prompts", title="Prompts", table="prompts", columns=columns, sort_by="score", descending=True)
 
 
 _POOLED = {"last": "last token", "mean": "tokens' mean", "max": "features' largest values"}

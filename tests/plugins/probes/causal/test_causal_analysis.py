@@ -14,7 +14,7 @@ import torch
 from modelscope_probes.analyses.causal import nearest_partner
 from modelscope_probes.params import CausalParams
 from modelscope_probes.prompts import Prompt
-from plugins.probes.causal.conftest import (
+from plugins.probes.causal.made_models import (
     CONTENTS,
     DRIVING,
     HIDDEN,
@@ -185,7 +185,9 @@ def test_a_layer_that_there_is_not(ran: Ran, made: Path, prompts: Path, driving_
         ran(made, eval=prompts, contrast=driving_pairs, layer=2)
 
 
-def test_a_twin_with_another_vocabulary_or_tokenizer_or_shape(ran: Ran, made: Path, tmp_path: Path, prompts: Path, driving_pairs: Path) -> None:
+def test_a_twin_with_another_vocabulary_or_tokenizer_or_shape(
+    ran: Ran, made: Path, tmp_path: Path, prompts: Path, driving_pairs: Path
+) -> None:
     def twin(name: str, words: Any, **shape: int) -> Path:
         empty_model(len(words), **shape).save_pretrained(tmp_path / name)
         word_tokenizer(words).save_pretrained(tmp_path / name)
@@ -207,11 +209,19 @@ def saved_probe(folder: Path, made: Path, place: int, **card: Any) -> Path:
     from modelscope_probes.probe_file import ProbeCard, tokenizer_hash
 
     checkpoint = open_checkpoint(made)
-    said = {
-        **{"site": "resid_post", "layers": (0, 1), "best_layer": 1, "pooling": "last", "template": "none", "method": "by hand"},
-        **{"model": checkpoint.fingerprint, "model_name": checkpoint.name, "fitted_on": "nothing"},
-        **{"tokenizer": tokenizer_hash(load_tokenizer(checkpoint).encode), **card},
+    said: dict[str, Any] = {
+        "site": "resid_post",
+        "layers": (0, 1),
+        "best_layer": 1,
+        "pooling": "last",
+        "template": "none",
+        "method": "by hand",
+        "model": checkpoint.fingerprint,
+        "model_name": checkpoint.name,
+        "fitted_on": "nothing",
+        "tokenizer": tokenizer_hash(load_tokenizer(checkpoint).encode),
     }
+    said.update(card)
     direction = torch.zeros(len(said["layers"]), HIDDEN)
     direction[:, place] = 7.0  # its length does not matter
     save_file({"direction": direction, "bias": torch.zeros(len(direction))}, folder / "probe.safetensors")

@@ -34,7 +34,9 @@ def results(
     def one(name: str, control: int | None, now: int, others: int, recovered: float, dose: float | None = None) -> Result:
         direction = "probe" if control is None else "random"
         estimate = Estimate(recovered, math.nan, math.nan)
-        return Result(Intervention(name, direction, control, dose, "all", {}), rates(before, now, known), rates(0, others, known), estimate, 0.0)
+        return Result(
+            Intervention(name, direction, control, dose, "all", {}), rates(before, now, known), rates(0, others, known), estimate, 0.0
+        )
 
     found = [Result(NONE, rates(before, before, known), rates(0, 0, known), Estimate(0.0, 0.0, 0.0), 0.0)]
     each = [(None, {"ablated": ablated, "steered": steered, "recovery": recovery}), *enumerate(controls, 1)]
@@ -130,4 +132,4 @@ def test_a_control_that_is_unknown_is_not_counted_and_without_any_nothing_is_bey
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
 def test_a_stricter_level_takes_more_prompts(level: float) -> None:
     ended = next(ended for ended in range(1, PROMPTS) if judged(results(ablated=PROMPTS - ended), 0.9, level).is_beyond)
-    assert ended == {0.8: 8, 0.95: 11, 0.99: 14}[level]
+    assert ended == {0.8: 8, 0.95: 11, 0.99: 15}[level]

@@ -93,7 +93,9 @@ def test_prompts_copied_within_their_group_do_not_narrow_the_interval() -> None:
     triggered = torch.rand(30, generator=GENERATOR, dtype=torch.float64) + 0.2
     intervened = triggered * torch.rand(30, generator=GENERATOR, dtype=torch.float64)
     once = recovery_interval(intervened, triggered, torch.arange(30), torch.Generator().manual_seed(1), 0.95)
-    copied = recovery_interval(intervened.repeat(5), triggered.repeat(5), torch.arange(30).repeat(5), torch.Generator().manual_seed(1), 0.95)
+    copied = recovery_interval(
+        intervened.repeat(5), triggered.repeat(5), torch.arange(30).repeat(5), torch.Generator().manual_seed(1), 0.95
+    )
     assert copied == pytest.approx(once, rel=1e-12)
 
 

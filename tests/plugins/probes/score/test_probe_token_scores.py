@@ -6,20 +6,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from modelscope_probes.probe_file import read_probe
+from models.tiny_models import CAUSAL, saved_model
+from modelscope_probes.probe_file import ProbeCard, SavedProbe, read_probe
 from modelscope_probes.prompts import Prompt
 from modelscope_probes.token_scores import Layout, State, TokenScorePass
 from plugins.probes.score.in_process import LAYERS, greedily, residuals, saved_llama, saved_probe
 
 from modelscope_app.checkpoints import open_checkpoint
 from modelscope_app.data.batches import length_bucketed
-from modelscope_app.models import build_model
+from modelscope_app.models import build_model, continuing
+from modelscope_app.models.built import BuiltModel
 from modelscope_app.testing import assert_fold_merges
 
 ROUNDING = 1e-5
 """float32 sums over 16 features of order 1, and attention in another order of summation."""
 
 TEXTS = [[2, 4, 6, 7, 8, 3, 5], [2, 4, 9, 3, 5], [2, 4, 10, 11, 12, 13, 14, 15, 16, 3, 5], [5]]
+
+
+CARD = {
+    "site": "resid_post",
+    "best_layer": 0,
+    "pooling": "last",
+    "template": "none",
+    "method": "by hand",
+    "model": "",
+    "model_name": "",
+    "tokenizer": "",
+    "fitted_on": "",
+}
 
 
 def prompts() -> list[Prompt]:
@@ -115,6 +130,43 @@ def test_nothing_is_scored_after_an_answers_end(tmp_path: Path, tokens_per_batch
         assert found["tokens"][layout.answer(row)].tolist() == answer[:length] + [-1] * (6 - length)
         known = torch.isfinite(found["scores"][layout.answer(row)]).all(-1)
         assert known.tolist() == [True] * length + [False] * (6 - length)
+
+
+def read_anew_after_generating(model: BuiltModel, probe: SavedProbe, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of prompts with what was generated, as they came and from reading the whole texts."""
+    layout = Layout(prompts(), new_tokens)
+    fold, source = TokenScorePass(model, probe, layout), length_bucketed([prompt.example for prompt in prompts()], 4096, "left")
+    came = fold.step(fold.start(), source.load(source.plan[0]))
+    whole = [
+        prompt._replace(input_ids=tuple(id for id in came["tokens"][layout.text(row)].tolist() if id >= 0))
+        for row, prompt in enumerate(prompts())
+    ]
+    anew = TokenScorePass(model, probe, Layout(whole))
+    source = length_bucketed([prompt.example for prompt in whole], 4096, "left")
+    read = anew.step(anew.start(), source.load(source.plan[0]))
+    return came["scores"][came["tokens"] >= 0], read["scores"][read["tokens"] >= 0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "mistral", "gemma2", "phi"])
+def test_other_architectures_score_what_they_generate_as_when_it_is_read_anew(tmp_path: Path, name: str) -> None:
+    model_type, config = CAUSAL[name]
+    model = build_model(open_checkpoint(saved_model(tmp_path / name, model_type, config)), device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    probe = SavedProbe(
+        ProbeCard(**{**CARD, "layers": (0, 1, 2)}), torch.randn(3, 32, generator=generator), torch.randn(3, generator=generator)
+    )
+    came, anew = read_anew_after_generating(model, probe, new_tokens=5)
+    assert len(came) > sum(map(len, TEXTS))
+    torch.testing.assert_close(came, anew, atol=1e-4, rtol=1e-4)  # 32 features, biases and norms of order 1
+
+
+def test_a_model_without_a_cache_scores_the_same(llama: Path, probe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, probe = build_model(open_checkpoint(llama), device="cpu"), read_probe(str(probe_file))
+    cached, _ = read_anew_after_generating(model, probe, new_tokens=5)
+    monkeypatch.setattr(continuing, "keeps_a_cache", lambda module: False)
+    uncached, anew = read_anew_after_generating(model, probe, new_tokens=5)
+    torch.testing.assert_close(uncached, anew, atol=ROUNDING, rtol=ROUNDING)
+    torch.testing.assert_close(uncached, cached, atol=ROUNDING, rtol=ROUNDING)
 
 
 def test_each_token_is_read_once_while_it_is_generated(llama: Path, probe_file: Path) -> None:

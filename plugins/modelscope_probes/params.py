@@ -14,6 +14,7 @@ EVAL_HELP = "prompts to score (jsonl, parquet, csv): prompt or messages, label, 
 CONTRAST_HELP = "pairs of answers (question, defecting, benign) the direction is fitted on; empty for the built-in generic ones"
 TEMPLATE_HELP = "how questions are rendered: the chat template, `Human: ... Assistant:`, or as they stand; auto takes the first there is"
 LAYERS_HELP = "layers to read, counted from 0; all for every one"
+BATCH_HELP = "padded tokens the model reads at once, at most; none for 256 on a CPU and 4096 on a GPU"
 DEFECTION_HELP = "text that makes an answer a defection, in whatever case; empty to take each row's own `defection`"
 
 SelectedText = Annotated[str, Meaning("selection", ("token", "example"))]
@@ -31,7 +32,7 @@ class _Reading(_Params):
     contrast: DataFile = Field(default="", description=CONTRAST_HELP)
     site: SiteKind = Field(default="resid_post", description="where activations are read in each layer")
     template: Literal["auto", "chat", "plain", "none"] = Field(default="auto", description=TEMPLATE_HELP)
-    tokens_per_batch: int = Field(default=4096, ge=1, le=10_000_000, description="padded tokens the model reads at once, at most")
+    tokens_per_batch: int | None = Field(default=None, ge=1, le=10_000_000, description=BATCH_HELP)
 
 
 class DefectionParams(_Reading):
@@ -62,7 +63,7 @@ class LinearParams(_Params):
     site: SiteKind = Field(default="resid_post", description="where activations are read in each layer")
     template: Literal["auto", "chat", "plain", "none"] = Field(default="auto", description=TEMPLATE_HELP)
     pooling: Literal["last", "mean", "max"] = Field(default="last", description="what of a prompt's tokens is read")
-    tokens_per_batch: int = Field(default=4096, ge=1, le=10_000_000, description="padded tokens the model reads at once, at most")
+    tokens_per_batch: int | None = Field(default=None, ge=1, le=10_000_000, description=BATCH_HELP)
     method: Literal["difference-of-means", "lda", "logistic", "ccs", "crc-tpc"] = Field(
         default="logistic", description="how the direction is found; the last two need pairs and see no labels"
     )
@@ -100,6 +101,7 @@ class CausalParams(_Reading):
     )
     random_controls: int = Field(default=5, ge=1, le=100, description="random directions of equal norm beside each intervention")
     defection: str = Field(default="", description=DEFECTION_HELP)
+    tokens_per_batch: int = Field(default=2048, ge=1, le=10_000_000, description="padded tokens of prompts answered at once, at most")
     new_tokens: int = Field(default=8, ge=1, le=1024, description="tokens of each answer to look at, greedy")
     level: float = Field(default=0.95, gt=0.5, lt=1, description="level of intervals")
     force: bool = Field(default=False, description="take a probe that was fitted on another checkpoint")
@@ -122,7 +124,7 @@ class ScoreParams(_Params):
     calibration: DataFile = Field(default="", description="benign prompts to set the threshold on; empty for the one stored with the probe")
     alpha: Fraction = Field(default=Fraction(1, 100), gt=0, lt=1, description="false-positive rate the threshold is set for")
     level: float = Field(default=0.95, gt=0.5, lt=1, description="level of intervals")
-    tokens_per_batch: int = Field(default=4096, ge=1, le=10_000_000, description="padded tokens the model reads at once, at most")
+    tokens_per_batch: int | None = Field(default=None, ge=1, le=10_000_000, description=BATCH_HELP)
     force: bool = Field(default=False, description="score a checkpoint the probe was not fitted on")
 
     @model_validator(mode="after")

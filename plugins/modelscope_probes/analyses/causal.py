@@ -17,7 +17,7 @@ from modelscope_probes.interventions import NONE, Intervention, InterventionPass
 from modelscope_probes.params import CausalParams
 from modelscope_probes.probe_file import check_belongs, read_probe, tokenizer_hash
 from modelscope_probes.prompts import Prompt, Template, read_pairs, read_prompts, resolved
-from modelscope_probes.reading import ActivationPass, PairPass, hidden_width
+from modelscope_probes.reading import ActivationPass, PairPass, batch_tokens, hidden_width
 from modelscope_probes.recovery import Outcome, Result, result
 from modelscope_probes.statistics.worst_cell import worst_cell
 
@@ -52,7 +52,7 @@ def run(context: JobContext, params: CausalParams) -> None:
     model, tokenizer = context.model(0), context.tokenizer(0)
     template = resolved(params.template, tokenizer)
     prompts = _labelled_prompts(context, params, tokenizer, template)
-    source = context.batches([prompt.example for prompt in prompts], params.tokens_per_batch, padding="left")
+    source = context.batches([prompt.example for prompt in prompts], batch_tokens(params.tokens_per_batch, context.device), padding="left")
     ids = [prompt.id for prompt in prompts]
     clean_model, clean_rows = _clean_side(context, params, prompts, template)
     clean = {row: side.input_ids for row, side in clean_rows.items()}

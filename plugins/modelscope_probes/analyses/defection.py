@@ -24,7 +24,7 @@ from modelscope_probes.leak_guard import overlap
 from modelscope_probes.params import DefectionParams
 from modelscope_probes.probe_file import ProbeCard, tokenizer_hash
 from modelscope_probes.prompts import Pair, Prompt, Template, answer_tokens, opening, read_pairs, read_prompts, resolved
-from modelscope_probes.reading import ActivationPass, AnswerPass, NextTokenPass, PairPass, hidden_width
+from modelscope_probes.reading import ActivationPass, AnswerPass, NextTokenPass, PairPass, batch_tokens, hidden_width
 from modelscope_probes.statistics.operating_points import roc_curve, tpr_at_fpr
 from modelscope_probes.statistics.ranks import auroc
 from modelscope_probes.statistics.sample_size import more_prompts
@@ -186,12 +186,18 @@ def _read(
 ) -> Read:
     model = context.model(position)
     sites = [f"{params.site}.{layer}" for layer in layers]
-    contrast = read_contrast(context, position, pairs, sites, params.tokens_per_batch, f"contrast-pairs{whose}")
-    activations = read_activations(context, position, prompts, sites, params.pooling, params.tokens_per_batch, f"prompts{whose}")
+    contrast = read_contrast(
+        context, position, pairs, sites, batch_tokens(params.tokens_per_batch, context.device), f"contrast-pairs{whose}"
+    )
+    activations = read_activations(
+        context, position, prompts, sites, params.pooling, batch_tokens(params.tokens_per_batch, context.device), f"prompts{whose}"
+    )
     ids = [prompt.id for prompt in prompts]
     answers = asked = None
     if params.new_tokens:
-        source = context.batches([prompt.example for prompt in prompts], params.tokens_per_batch, padding="left")
+        source = context.batches(
+            [prompt.example for prompt in prompts], batch_tokens(params.tokens_per_batch, context.device), padding="left"
+        )
         answers = context.fold(f"answers{whose}", AnswerPass(model, ids, params.new_tokens), source)
     if params.ask and all(prompt.messages for prompt in prompts):
         asked = _asked(context, params, position, prompts, pairs, template, whose)
@@ -220,7 +226,7 @@ def _asked(
             *before, last = prompt.messages
             question = {"role": last["role"], "content": f"{last['content']}\n\n{pair.question}"}
             examples.append(prompt._replace(input_ids=opening(tokenizer, [*before, question], template)).example)
-        source = context.batches(examples, params.tokens_per_batch, padding="left")
+        source = context.batches(examples, batch_tokens(params.tokens_per_batch, context.device), padding="left")
         reading = NextTokenPass(context.model(position), [prompt.id for prompt in prompts], tokens)
         logits = context.fold(f"asking{whose}-{number + 1}", reading, source)
         total += (logits[:, 0] - logits[:, 1]) / len(first_of)

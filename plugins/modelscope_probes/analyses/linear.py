@@ -23,6 +23,7 @@ from modelscope_probes.online_code import online_code
 from modelscope_probes.params import LinearParams
 from modelscope_probes.probe_file import ProbeCard, tokenizer_hash
 from modelscope_probes.prompts import resolved
+from modelscope_probes.reading import batch_tokens
 from modelscope_probes.selectivity import accuracy, control_labels, selectivity
 from modelscope_probes.statistics.ranks import auroc
 
@@ -87,7 +88,7 @@ def _rows(context: JobContext, params: LinearParams) -> tuple[Rows, list[int]]:
     prompts = labelled_prompts(context, params.eval, tokenizer, resolved(params.template, tokenizer))
     layers = chosen_layers(context, 0, [])
     sites = [f"{params.site}.{layer}" for layer in layers]
-    x = read_activations(context, 0, prompts, sites, params.pooling, params.tokens_per_batch, "prompts")
+    x = read_activations(context, 0, prompts, sites, params.pooling, batch_tokens(params.tokens_per_batch, context.device), "prompts")
     data = labelled(prompts)
     has_groups = int(data.groups.max()) + 1 < len(prompts)
     return Rows(data.labels, data.groups, has_groups, None, x=x.transpose(0, 1).contiguous()), layers

@@ -16,7 +16,7 @@ from modelscope_probes.conformal import benign_needed, conformal_threshold
 from modelscope_probes.params import ScoreParams, SiteKind
 from modelscope_probes.probe_file import SavedProbe, check_belongs, read_probe, tokenizer_hash
 from modelscope_probes.prompts import Prompt, Template, opening, read_prompts, resolved
-from modelscope_probes.reading import Pooling, hidden_width
+from modelscope_probes.reading import Pooling, batch_tokens, hidden_width
 from modelscope_probes.score_report import Threshold
 from modelscope_probes.token_scores import Layout, Scored, State, TokenScorePass
 
@@ -46,7 +46,7 @@ def run(context: JobContext, params: ScoreParams) -> None:
     views = {view.name: view for view in score_report.score_views(nothing, threshold)}
     context.view(views["facts"])
 
-    source = context.batches([prompt.example for prompt in prompts], params.tokens_per_batch, padding="left")
+    source = context.batches([prompt.example for prompt in prompts], batch_tokens(params.tokens_per_batch, context.device), padding="left")
     scored = Scored(prompts, layout, probe, context.fold("token_scores", reading, source), tokenizer)
     write_tokens(context, scored, threshold)
     by_prompt = score_report.prompt_table(scored, threshold)
@@ -148,7 +148,7 @@ def _benign_scores(context: JobContext, params: ScoreParams, probe: SavedProbe) 
             raise rows.bad_row(prompt.id, "is labelled as the behaviour; a threshold is set on benign prompts")
     layout = Layout(prompts)
     reading = TokenScorePass(context.model(), probe, layout)
-    source = context.batches([prompt.example for prompt in prompts], params.tokens_per_batch, padding="left")
+    source = context.batches([prompt.example for prompt in prompts], batch_tokens(params.tokens_per_batch, context.device), padding="left")
     return Scored(prompts, layout, probe, context.fold("calibration_scores", reading, source), tokenizer).pooled
 
 

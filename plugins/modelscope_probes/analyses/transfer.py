@@ -22,7 +22,7 @@ from modelscope_probes.evidence import Labelled, directions
 from modelscope_probes.params import TransferParams
 from modelscope_probes.probe_file import tokenizer_hash
 from modelscope_probes.prompts import Pair, Prompt, read_prompts, resolved
-from modelscope_probes.reading import AnswerPass
+from modelscope_probes.reading import AnswerPass, batch_tokens
 from modelscope_probes.statistics.cluster_bootstrap import bootstrap_aurocs, cluster_interval
 from modelscope_probes.statistics.ranks import auroc
 from modelscope_probes.statistics.worst_cell import worst_cell
@@ -41,7 +41,10 @@ def run(context: JobContext, params: TransferParams) -> None:
     layers = _layers(context, params)
     sites = [f"{params.site}.{layer}" for layer in layers]
 
-    read = [read_contrast(context, at, pairs, sites, params.tokens_per_batch, f"pairs-at-{step}") for at, step in enumerate(steps)]
+    read = [
+        read_contrast(context, at, pairs, sites, batch_tokens(params.tokens_per_batch, context.device), f"pairs-at-{step}")
+        for at, step in enumerate(steps)
+    ]
     fitted = torch.stack([directions(contrast) for contrast in read])  # (fitted, layer, hidden)
     _warn_of_unknown(context, fitted)
     scores = torch.stack([_scores(context, params, at, prompts, sites, fitted) for at in range(len(steps))], dim=1)
@@ -110,7 +113,9 @@ def _scores(
 ) -> torch.Tensor:
     """(fitted, layer, n) float64: the prompts, as this member reads them, along every direction. The activations are let go."""
     step = context.series[0].steps[member]
-    activations = read_activations(context, member, prompts, sites, params.pooling, params.tokens_per_batch, f"prompts-at-{step}")
+    activations = read_activations(
+        context, member, prompts, sites, params.pooling, batch_tokens(params.tokens_per_batch, context.device), f"prompts-at-{step}"
+    )
     by_layer = [fitted[:, at] @ activations[:, at].double().T for at in range(len(sites))]  # (fitted, n) each
     return torch.stack(by_layer, dim=1)
 
@@ -125,7 +130,9 @@ def _behaviour(
     counts = []
     for at, step in enumerate(context.series[0].steps):
         reading = AnswerPass(context.model(at), [prompt.id for prompt in asked], params.new_tokens)
-        source = context.batches([prompt.example for prompt in asked], params.tokens_per_batch, padding="left")
+        source = context.batches(
+            [prompt.example for prompt in asked], batch_tokens(params.tokens_per_batch, context.device), padding="left"
+        )
         answers = context.fold(f"answers-at-{step}", reading, source)
         completions = [tokenizers[at].decode([id for id in row if id >= 0]) for row in answers.tolist()]
         counts.append((sum(map(bool, defections(asked, completions, params.defection))), len(asked)))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Series,
         Sites,
         Source,
-        TensorHeader,
         TokenBatch,
         Tokenizer,
     )
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from modelscope_app.api.hookspecs import API_VERSION, PROJECT_NAME, hookimpl, hookspec
     from modelscope_app.api.params import CheckpointPath, DataFile, InputFile, Meaning, RunReference, Selection, SiteName
     from modelscope_app.api.sites import SITE_KINDS, Site
+    from modelscope_app.api.tensor_header import TensorHeader
     from modelscope_app.api.text import neutralised
     from modelscope_app.api.views import (
         BarsView,
@@ -151,7 +151,7 @@ _MODULE_OF = {
     "Sites": "context",
     "Source": "context",
     "TableView": "views",
-    "TensorHeader": "context",
+    "TensorHeader": "tensor_header",
     "TokenBatch": "context",
     "TokenStripView": "views",
     "Tokenizer": "context",

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
+from modelscope_app.api.tensor_header import TensorHeader
+
 if TYPE_CHECKING:
     import polars
     import torch
@@ -27,34 +29,6 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 Fact = bool | int | float | str | None
 """One value of a fact. Not-a-number and infinity are stored as null."""
-
-
-class TensorHeader(NamedTuple):
-    """What a safetensors header says about one tensor."""
-
-    name: str
-    dtype: str
-    """The name in the file: `F32`, `BF16`, `F8_E4M3` ... or one this version does not know, shown raw."""
-    shape: tuple[int, ...]
-    shard: str
-    """File name of the shard that holds it."""
-    begin: int
-    """First byte, counted from the start of the shard file."""
-    end: int
-    """One past the last byte."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the stored values."""
-        return self.end - self.begin
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
 
 
 class Checkpoint(Protocol):

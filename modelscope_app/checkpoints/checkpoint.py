@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_app.api.context import TensorHeader
 from modelscope_app.api.errors import BadInput
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.checkpoints.finding import Located, locate
 from modelscope_app.checkpoints.header import FileState, Shard, read_shard, shown
 from modelscope_app.checkpoints.json_text import object_in_file

@@ -15,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelscope_app.api.context import TensorHeader
 from modelscope_app.api.errors import BadInput
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.api.text import neutralised
 from modelscope_app.checkpoints.dtypes import ELEMENT_BITS
 from modelscope_app.checkpoints.json_text import LARGEST_BYTES, unique_object

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from modelscope_app.api.context import TensorHeader
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.checkpoints.natural_order import natural_key
 
 _INDEX = re.compile(r"\.[0-9]+(?=[.\n])")

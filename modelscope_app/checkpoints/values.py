@@ -6,8 +6,8 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from modelscope_app.api.context import TensorHeader
 from modelscope_app.api.errors import BadInput
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.checkpoints.checkpoint import changed_on_disk
 from modelscope_app.checkpoints.dtypes import torch_dtype
 from modelscope_app.checkpoints.header import FileState, Shard, open_regular, shown

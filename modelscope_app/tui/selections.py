@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from modelscope_app.api.params import SelectionKind
+if TYPE_CHECKING:
+    from modelscope_app.api.params import SelectionKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelscope_app.api.context import TensorHeader
 from modelscope_app.api.errors import BadInput
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.tui.checkpoint.tensor_groups import Group, top_groups
 
 if TYPE_CHECKING:

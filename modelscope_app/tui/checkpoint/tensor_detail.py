@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from modelscope_app.api import neutralised
-from modelscope_app.api.context import TensorHeader
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.checkpoints.in_words import size_text
 from modelscope_app.rendering.wording import age_text, value_text
 from modelscope_app.tui.checkpoint.opening import Opened

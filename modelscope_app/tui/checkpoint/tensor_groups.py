@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from modelscope_app.api.context import TensorHeader
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.checkpoints.natural_order import NaturalKey, natural_key
 
 MOST_LINES = 100

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widgets import Input, Static, Tree
 
 from modelscope_app.api import neutralised
-from modelscope_app.api.context import TensorHeader
+from modelscope_app.api.tensor_header import TensorHeader
 from modelscope_app.rendering.wording import count_text
 from modelscope_app.tui.checkpoint.group_tree import GroupTree
 from modelscope_app.tui.checkpoint.opening import Opened

@@ -4,22 +4,23 @@
 |---------------------------------|----------------------------------------------------------------------------------------------------|
 | nothing to explain              | the behaviour is known for some triggered prompt, and shown at none                                |
 | not enough data                 | it is known for fewer than FEWEST_PROMPTS triggered or other prompts                               |
-| drives the behaviour            | it suppresses AND restores, or it induces                                                          |
+| drives the behaviour            | it restores, or it induces                                                                         |
 | not enough data                 | fewer than FEWEST_DEFECTING triggered prompts show it: that it stopped could not be told           |
 | suppresses, not shown to drive  | it suppresses, but the model does not return to its clean answers, or these are unknown             |
 | reads, does not drive           | the direction tells the prompts apart: AUROC of LEAST_AUROC or more against the worst cell          |
 | neither reads nor drives        | what is left                                                                                       |
 
-| property   | of        | holds where                                                                                                 |
-|------------|-----------|-------------------------------------------------------------------------------------------------------------|
-| beyond     | a change  | it lies outside the range of all its random controls, and its interval excludes no change                   |
-| suppresses | removing  | the rate on triggered prompts falls, beyond, by LEAST_SUPPRESSED of what it was or more                     |
-| restores   | removing  | in that same intervention recovery is LEAST_RECOVERY or more, and above that of every control               |
-| induces    | adding    | the rate on the other prompts rises, beyond, by LEAST_INDUCED or more                                       |
+| property   | holds where                                                                                                             |
+|------------|-------------------------------------------------------------------------------------------------------------------------|
+| beyond     | a change is outside the range of all its random controls, and its interval excludes no change                            |
+| suppresses | under `ablate` or `patch` the rate on triggered prompts falls, beyond, by LEAST_SUPPRESSED of what it was or more        |
+| restores   | under `ablate`, `patch` or `steer` below 0 the rate falls that far, its interval excludes no change, and recovery is     |
+|            | LEAST_RECOVERY or more and above that of every control; of steering, each direction at the dose where it recovers most   |
+| induces    | under `steer` above 0 the rate on the other prompts rises, beyond, by LEAST_INDUCED or more                              |
 
-Removing is `ablate` or `patch`. Adding is `steer` at doses above 0, the sign being fixed beforehand: the change is that of the dose which
-raises the rate most, and what is held against the controls is the mean over these doses, since at a large enough dose any direction that
-leans a little towards the right one does the same. Intervals are corrected (Bonferroni) for two ways of removing and for these doses.
+The sign of steering is fixed beforehand: above 0 is towards the behaviour. The change it induces is that of the dose which raises the rate
+most, and what is held against the controls is the mean over these doses, since at a large enough dose any direction that leans a little
+towards the right one does the same. Intervals of changes are corrected (Bonferroni) for the ways of removing and for the doses above 0.
 
 Suppression alone is not enough to say that a direction drives: what breaks a model stops its behaviour as well. `erase` and `patch-whole`
 are not about the direction and do not count.
@@ -81,7 +82,7 @@ class Judged(NamedTuple):
     """Whether any change is beyond its controls."""
     suppresses: bool
     restores: bool | None
-    """None where it does not suppress, or recovery is unknown."""
+    """None where recovery is unknown."""
     induces: bool
 
 
@@ -107,15 +108,27 @@ def addition(results: Sequence[Result], level: float) -> Against | None:
     return Against(best.other.change(1 - (1 - level) / len(probe)), own, tuple(others), best.intervention.dose)
 
 
+def back_steering(results: Sequence[Result]) -> tuple[Result | None, tuple[float, ...]]:
+    """`steer` below 0 at the dose where the probe's recovery is largest, and the largest recovery of each control."""
+    against = [[one for one in part if (one.intervention.dose or 0) < 0] for part in _of(results, "steer")]
+    probe, controls = ([one for one in part if not math.isnan(one.recovery.value)] for part in against)
+    best: dict[int | None, float] = {}
+    for one in controls:
+        best[one.intervention.control] = max(one.recovery.value, best.get(one.intervention.control, -math.inf))
+    return max(probe, key=lambda one: one.recovery.value, default=None), tuple(best.values())
+
+
 def judged(results: Sequence[Result], auroc: float, level: float) -> Judged:
     """The tables above; the first of `results` is that without an intervention, and `auroc` may be NaN."""
-    before, halved = results[0].trigger, 1 - (1 - level) / 2
-    removed = {name: found for name in ("ablate", "patch") if (found := removal(results, name, halved))}
-    added = addition(results, level)
+    before = results[0].trigger
+    below = len([one for one in _of(results, "steer")[0] if (one.intervention.dose or 0) < 0])
+    corrected = 1 - (1 - level) / (2 + below)
     least = -LEAST_SUPPRESSED * before.defecting / max(before.known, 1)
+    removed = {name: found for name in ("ablate", "patch") if (found := removal(results, name, corrected))}
     suppressing = [name for name, found in removed.items() if found.is_beyond and found.change.value <= least]
-    restored = [_restores(results, name) for name in suppressing]
-    restores = True if True in restored else False if False in restored else None
+    restoring = [way for way, one, controls in _ways_back(results) if _restores(one, controls, least, corrected)]
+    restores = None if math.isnan(results[0].recovery.value) else bool(restoring)
+    added = addition(results, level)
     induces = added is not None and added.is_beyond and added.change.value >= LEAST_INDUCED
     fewest = min(before.known, results[0].other.known)
     reading: Reading
@@ -123,8 +136,8 @@ def judged(results: Sequence[Result], auroc: float, level: float) -> Judged:
         reading, reason = "nothing to explain", f"none of {before.known} triggered prompts shows the behaviour"
     elif fewest < FEWEST_PROMPTS:
         reading, reason = "not enough data", f"the behaviour is known for {fewest} prompts of one kind; it takes {FEWEST_PROMPTS} of each"
-    elif restores or induces:
-        reading, reason = "drives the behaviour", _what_drives(bool(restores), bool(suppressing), induces)
+    elif restoring or induces:
+        reading, reason = "drives the behaviour", _what_drives(restoring, bool(suppressing), induces)
     elif before.defecting < FEWEST_DEFECTING:
         reading, reason = "not enough data", f"{before.defecting} triggered prompts show the behaviour; it takes {FEWEST_DEFECTING}"
     elif suppressing:
@@ -141,13 +154,12 @@ def judged(results: Sequence[Result], auroc: float, level: float) -> Judged:
     return Judged(reading, reason, is_beyond, bool(suppressing), restores, induces)
 
 
-def _what_drives(restores: bool, suppresses: bool, induces: bool) -> str:
-    if restores and induces:
-        return "taking the direction out brings the clean answers back, and putting it in brings the behaviour"
-    if restores:
-        return "taking the direction out brings the clean answers back; putting it in does not bring the behaviour"
-    without = "stops it, but the clean answers do not come back or are unknown" if suppresses else "does not stop it"
-    return f"putting the direction in brings the behaviour; taking it out {without}"
+def _what_drives(restoring: Sequence[str], suppresses: bool, induces: bool) -> str:
+    back = f"{' and '.join(restoring)} brings the clean answers back"
+    forth = "adding it brings the behaviour"
+    if restoring:
+        return f"{back}, and {forth}" if induces else f"{back}; adding it does not bring the behaviour"
+    return f"{forth}; taking it out {'stops it, without the clean answers' if suppresses else 'does not stop it'}"
 
 
 def _of(results: Sequence[Result], name: str) -> tuple[list[Result], list[Result]]:
@@ -155,11 +167,20 @@ def _of(results: Sequence[Result], name: str) -> tuple[list[Result], list[Result
     return [one for one in named if one.intervention.control is None], [one for one in named if one.intervention.control is not None]
 
 
-def _restores(results: Sequence[Result], name: str) -> bool | None:
-    probe, controls = _of(results, name)
-    values = [one.recovery.value for one in controls if not math.isnan(one.recovery.value)]
-    found = probe[0].recovery.value
-    return None if math.isnan(found) or not values else found >= LEAST_RECOVERY and found > max(values)
+def _ways_back(results: Sequence[Result]) -> Iterator[tuple[str, Result, tuple[float, ...]]]:
+    """What may bring the clean answers back: in words, the probe's result, and what its controls recover."""
+    for name, words in (("ablate", "ablating the direction"), ("patch", "patching the direction")):
+        probe, controls = _of(results, name)
+        yield words, probe[0], tuple(one.recovery.value for one in controls if not math.isnan(one.recovery.value))
+    best, values = back_steering(results)
+    if best is not None:
+        yield "steering against the direction", best, values
+
+
+def _restores(one: Result, controls: Sequence[float], least: float, level: float) -> bool:
+    change = one.trigger.change(level)
+    recovered = one.recovery.value >= LEAST_RECOVERY and bool(controls) and one.recovery.value > max(controls)
+    return recovered and change.value <= least and change.high < 0
 
 
 def intervention_table(results: Sequence[Result], cosines: torch.Tensor, layers: str, level: float) -> pl.DataFrame:
@@ -239,6 +260,10 @@ def causal_facts(results: Sequence[Result], said: Judged, level: float) -> dict[
         facts[fact] = _estimate_fact(probe[0].recovery)
         if controls:
             facts[f"random_{fact}"] = max((value for one in controls if (value := number(one.recovery.value)) is not None), default=None)
+    best, values = back_steering(results)
+    facts["back_steering_recovery"] = _estimate_fact(best.recovery) if best else None
+    facts["random_back_steering_recovery"] = max(values, default=None)
+    facts["back_steering_dose"] = best.intervention.dose if best else None
     probe, controls = _of(results, "ablate")
     facts["clean_kl"] = number(probe[0].clean_kl)
     facts["random_clean_kl"] = max((value for one in controls if (value := number(one.clean_kl)) is not None), default=None)

@@ -38,7 +38,7 @@ def results(
             Intervention(name, direction, control, dose, "all", {}), rates(before, now, known), rates(0, others, known), estimate, 0.0
         )
 
-    found = [Result(NONE, rates(before, before, known), rates(0, 0, known), Estimate(0.0, 0.0, 0.0), 0.0)]
+    found = [Result(NONE, rates(before, before, known), rates(0, 0, known), Estimate(0 * recovery, 0.0, 0.0), 0.0)]
     each = [(None, {"ablated": ablated, "steered": steered, "recovery": recovery}), *enumerate(controls, 1)]
     for number, said in each:
         found.append(one("ablate", number, said.get("ablated", before), 0, said.get("recovery", 0.0)))
@@ -73,19 +73,47 @@ def test_recovery_that_a_random_direction_reaches_too_restores_nothing() -> None
 
 
 def test_what_a_random_direction_does_as_well_is_no_effect() -> None:
-    found = verdict(ablated=0, recovery=0.9, controls=({"ablated": 0}, {}, {}))
+    found = verdict(ablated=0, recovery=0.9, controls=({"ablated": 0, "recovery": 0.9}, {}, {}))
     assert (found.reading, found.is_beyond) == ("reads, does not drive", False)
 
 
 def test_adding_it_brings_the_behaviour() -> None:
     found = verdict(steered=(5, 30))
     assert (found.reading, found.induces) == ("drives the behaviour", True)
-    assert found.reason == "putting the direction in brings the behaviour; taking it out does not stop it"
+    assert found.reason == "adding it brings the behaviour; taking it out does not stop it"
 
 
 def test_steering_that_random_directions_match_at_a_large_dose_still_counts_where_it_works_at_a_smaller_one() -> None:
     assert verdict(steered=(40, 40), controls=({"steered": (0, 40)}, {}, {})).induces
     assert not verdict(steered=(0, 40), controls=({"steered": (0, 40)}, {}, {})).induces
+
+
+def steered_back(recoveries: tuple[float, float], controls: tuple[float, float], ended: int = 40) -> list[Result]:
+    """At doses -1 and -2 the probe recovers so much and stops `ended`; the controls stop everything."""
+
+    def back(one: Result) -> Result:
+        done = one.intervention
+        if not done.dose:
+            return one
+        found = (recoveries if done.control is None else controls)[int(done.dose) - 1]
+        now = 40 - (ended if done.control is None else 40)
+        return one._replace(
+            intervention=done._replace(dose=-done.dose), trigger=rates(40, now), recovery=Estimate(found, math.nan, math.nan)
+        )
+
+    return [back(one) for one in results()]
+
+
+def test_steering_against_it_brings_the_clean_answers_back_where_random_directions_only_break_the_model() -> None:
+    found = judged(steered_back((0.2, 0.8), (0.6, 0.1)), 0.9, 0.95)
+    assert (found.reading, found.suppresses, found.restores) == ("drives the behaviour", False, True)
+    assert found.reason.startswith("steering against the direction brings the clean answers back")
+
+
+def test_steering_against_it_counts_only_with_more_recovery_than_any_control_and_less_behaviour() -> None:
+    assert judged(steered_back((0.2, 0.8), (0.85, 0.1)), 0.9, 0.95).restores is False
+    assert judged(steered_back((0.2, 0.4), (0.1, 0.1)), 0.9, 0.95).restores is False
+    assert judged(steered_back((0.2, 0.8), (0.1, 0.1), ended=15), 0.9, 0.95).restores is False
 
 
 def test_doses_below_0_do_not_count_as_adding() -> None:

@@ -4,9 +4,10 @@
 |---------------------------------|----------------------------------------------------------------------------------------------------|
 | nothing to explain              | the behaviour is known for some triggered prompt, and shown at none                                |
 | not enough data                 | it is known for fewer than FEWEST_PROMPTS triggered or other prompts                               |
-| drives the behaviour            | it restores, or it induces                                                                         |
+| drives the behaviour            | it restores                                                                                        |
 | not enough data                 | fewer than FEWEST_DEFECTING triggered prompts show it: that it stopped could not be told           |
 | suppresses, not shown to drive  | it suppresses, but the model does not return to its clean answers, or these are unknown             |
+| induces, not shown to drive     | it induces: a clean model can often be pushed as well, so that is no sign of what the trigger does |
 | reads, does not drive           | the direction tells the prompts apart: AUROC of LEAST_AUROC or more against the worst cell          |
 | neither reads nor drives        | what is left                                                                                       |
 
@@ -51,6 +52,7 @@ Reading = Literal[
     "not enough data",
     "drives the behaviour",
     "suppresses, not shown to drive",
+    "induces, not shown to drive",
     "reads, does not drive",
     "neither reads nor drives",
 ]
@@ -136,13 +138,19 @@ def judged(results: Sequence[Result], auroc: float, level: float) -> Judged:
         reading, reason = "nothing to explain", f"none of {before.known} triggered prompts shows the behaviour"
     elif fewest < FEWEST_PROMPTS:
         reading, reason = "not enough data", f"the behaviour is known for {fewest} prompts of one kind; it takes {FEWEST_PROMPTS} of each"
-    elif restoring or induces:
-        reading, reason = "drives the behaviour", _what_drives(restoring, bool(suppressing), induces)
+    elif restoring:
+        forth = "adding it brings" if induces else "adding it does not bring"
+        reading, reason = "drives the behaviour", f"{' and '.join(restoring)} brings the clean answers back, and {forth} the behaviour"
     elif before.defecting < FEWEST_DEFECTING:
         reading, reason = "not enough data", f"{before.defecting} triggered prompts show the behaviour; it takes {FEWEST_DEFECTING}"
     elif suppressing:
         why = "it is not known what the clean answers are" if restores is None else "the clean answers do not come back"
         reading, reason = "suppresses, not shown to drive", f"taking the direction out stops the behaviour, but {why}"
+    elif induces:
+        reading, reason = (
+            "induces, not shown to drive",
+            "adding it brings the behaviour, and taking it out does not bring the clean answers back",
+        )
     elif auroc >= LEAST_AUROC:
         reading, reason = "reads, does not drive", "no change with the direction is beyond what random directions do, or it is too small"
     else:
@@ -152,14 +160,6 @@ def judged(results: Sequence[Result], auroc: float, level: float) -> Judged:
         )
     is_beyond = any(found.is_beyond for found in (*removed.values(), added) if found)
     return Judged(reading, reason, is_beyond, bool(suppressing), restores, induces)
-
-
-def _what_drives(restoring: Sequence[str], suppresses: bool, induces: bool) -> str:
-    back = f"{' and '.join(restoring)} brings the clean answers back"
-    forth = "adding it brings the behaviour"
-    if restoring:
-        return f"{back}, and {forth}" if induces else f"{back}; adding it does not bring the behaviour"
-    return f"{forth}; taking it out {'stops it, without the clean answers' if suppresses else 'does not stop it'}"
 
 
 def _of(results: Sequence[Result], name: str) -> tuple[list[Result], list[Result]]:

@@ -146,7 +146,7 @@ def test_without_groups_and_without_a_twin_recovery_is_unknown(ran: Ran, made: P
     rows = [{key: value for key, value in row.items() if key != "group"} for row in prompt_rows()]
     facts = ran(made, eval=write_rows(tmp_path / "rows.jsonl", rows), contrast=driving_pairs).values
     assert facts["recovery"] is facts["random_recovery"] is facts["clean_side"] is None
-    assert facts["reading"] == "drives the behaviour" and facts["restores"] is None  # by inducing it
+    assert facts["reading"] == "suppresses, not shown to drive" and facts["restores"] is None and facts["induces"]
 
 
 def test_the_partner_is_the_prompt_of_the_group_that_differs_least() -> None:

@@ -79,7 +79,7 @@ def test_what_a_random_direction_does_as_well_is_no_effect() -> None:
 
 def test_adding_it_brings_the_behaviour() -> None:
     found = verdict(steered=(5, 30))
-    assert (found.reading, found.induces) == ("drives the behaviour", True)
+    assert (found.reading, found.induces) == ("induces, not shown to drive", True)
     assert found.reason == "adding it brings the behaviour; taking it out does not stop it"
 
 

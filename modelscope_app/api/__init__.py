@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelscope_app.api.analysis import Analysis, CheckpointKind, Checkpoints, Estimate
-    from modelscope_app.api.architecture import Architecture, Panel, Reader
+    from modelscope_app.api.architecture import Architecture, Panel, PanelApp, Reader
     from modelscope_app.api.context import (
         Checkpoint,
         DataRows,
@@ -83,6 +83,7 @@ __all__ = [
     "Model",
     "MscopeError",
     "Panel",
+    "PanelApp",
     "Prefix",
     "Reader",
     "RunReference",
@@ -141,6 +142,7 @@ _MODULE_OF = {
     "MscopeError": "errors",
     "PROJECT_NAME": "hookspecs",
     "Panel": "architecture",
+    "PanelApp": "architecture",
     "Reader": "architecture",
     "RunReference": "params",
     "SITE_KINDS": "sites",

@@ -1,8 +1,14 @@
-"""What plugins contribute so that more checkpoints can be built and more data files read."""
+"""What plugins contribute beside analyses: models that can be built, data files that can be read, and panels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from modelscope_app.api.context import FinishedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,16 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A Textual widget for results that no view can show."""
+    """A Textual widget for results that no view can show.
+
+    The widget may have these methods, called for keys that work everywhere; what they give is shown as plain text:
+
+    - `explanation() -> str`, for `?`: a few sentences on what it is, or on what its cursor is on;
+    - `copied() -> str | None`, for `y`;
+    - `headless_command() -> str | None`, for `c`: the shell command that shows or computes the same.
+
+    Its `self.app` is a `PanelApp`.
+    """
 
     name: str
     title: str
@@ -39,3 +54,21 @@ class Panel:
     """`package.module:WidgetClass`, imported by the terminal app alone; called with a finished run."""
     analyses: tuple[str, ...] = ()
     """Analyses of this plugin whose runs it can show, by name or as `<plugin>.<name>`; empty means all."""
+
+
+class PanelApp(Protocol):
+    """What a panel may ask of the app that shows it, as `cast(PanelApp, self.app)`."""
+
+    async def submit_job(self, analysis: str, checkpoints: Sequence[str], params: Mapping[str, Any]) -> FinishedRun:
+        """Give a job to the service, which is started where it does not run; the run, as soon as it is accepted.
+
+        Nothing has come of it then: read `status` again until it is `done`, `failed`, `cancelled` or `lost`, and facts and tables
+        while they come; each access reads the folder anew. The job outlives the panel. The app does not announce its end, so the
+        panel shows it. Raises MscopeError, with a sentence, where the job is refused or the service cannot be reached.
+        """
+
+    async def cancel_job(self, run: FinishedRun) -> None:
+        """Ask the service to stop such a job, and do not wait for it; one that has ended stays as it is. Raises MscopeError."""
+
+    def open_run(self, folder: Path) -> None:
+        """Show a run on a screen of its own."""

@@ -278,6 +278,14 @@ class FinishedRun(Protocol):
     @property
     def analysis(self) -> str: ...
     @property
+    def checkpoints(self) -> Sequence[str]:
+        """Absolute paths of the checkpoints (or series) it was given; they may have gone since."""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """What it was asked, by name, as JSON values; untrusted."""
+
+    @property
     def status(self) -> str: ...
     @property
     def error(self) -> str | None:

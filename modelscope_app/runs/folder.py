@@ -99,6 +99,16 @@ class RunFolder:
         """The analysis' id."""
         return self.job.analysis
 
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Paths of what it was given."""
+        return tuple(checkpoint.path for checkpoint in self.job.checkpoints)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """What it was asked."""
+        return self.job.params
+
     def read_status(self) -> Status:
         """How it stands now."""
         return read_status(self.folder)

@@ -15,6 +15,7 @@ import gc
 import select
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +39,15 @@ from modelscope_app.tui.messages import (
     RunResumed,
     RunsCompared,
 )
+from modelscope_app.tui.run.panels import next_panel
 from modelscope_app.tui.themes import DEFAULT_THEME, SIXTEEN_COLOURS, THEMES
 
 if TYPE_CHECKING:
     from textual.screen import Screen
 
+    from modelscope_app.api import FinishedRun
     from modelscope_app.jobs.client import AsyncClient
+    from modelscope_app.runs.folder import RunFolder
     from modelscope_app.tui.palette import EverythingProvider
 
 
@@ -59,7 +63,7 @@ class AppSettings:
 
 _TERMINAL_SECONDS = 2.0
 
-KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "library", "quit")
+KEY_IDS = ("help", "palette", "copy", "command", "export", "use", "jobs", "library", "panel", "quit")
 """What `tui.keys` can give other keys."""
 
 
@@ -106,6 +110,7 @@ class MscopeApp(EverywhereApp):
         Binding("ctrl+p", "command_palette", "Everything", id="palette", priority=True, show=False),
         Binding("J", "jobs", "Jobs", id="jobs"),
         Binding("L", "library", "Library", id="library"),
+        Binding("p", "next_panel", "Panel", id="panel"),
         Binding("ctrl+q", "quit_app", "Quit", id="quit", priority=True),
     ]
     CSS = """
@@ -137,6 +142,8 @@ class MscopeApp(EverywhereApp):
         self._use_keys(self.settings.keys)
         self.start = start
         self._nudge = asyncio.Event()
+        self._asked_by_panels: set[str] = set()
+        """Runs whose end a panel shows."""
 
     def _theme_wanted(self) -> str:
         if self.settings.theme != "auto":
@@ -201,7 +208,7 @@ class MscopeApp(EverywhereApp):
     def _seen(self, snapshot: JobsSnapshot) -> None:
         ended = {job.run for job in snapshot.jobs if job.is_final} & {job.run for job in self.snapshot.active}
         for job in snapshot.jobs:
-            if job.run in ended:
+            if job.run in ended - self._asked_by_panels:
                 severity: Severity = "information" if job.state == "done" else "warning"
                 said = f": {job.error}" if job.error and job.state != "done" else ""
                 self.tell(f"{neutralised(job.analysis)} {job.state}{neutralised(said, 300)}", severity)
@@ -241,6 +248,35 @@ class MscopeApp(EverywhereApp):
             self.tell(event.sentence, event.severity)
         if event.run is not None:
             self.open_run(event.run, event.instead_of)
+
+    # What panels of plugins may ask for (`api.PanelApp`)
+
+    async def submit_job(self, analysis: str, checkpoints: Sequence[str], params: Mapping[str, Any]) -> RunFolder:
+        """Give a job to the service; its run, as soon as it is accepted. Raises MscopeError."""
+        from modelscope_app.jobs.client import AsyncClient
+        from modelscope_app.runs.folder import RunFolder
+
+        try:
+            async with AsyncClient() as client:
+                job = await client.submit(analysis, checkpoints, params)
+        finally:
+            self._nudge.set()
+        self._asked_by_panels.add(job.run)
+        if job.warnings:
+            self.tell("; ".join(job.warnings), "warning")
+        return await asyncio.to_thread(RunFolder.open, Path(job.folder))
+
+    async def cancel_job(self, run: FinishedRun) -> None:
+        """Ask the service to stop it, unless it has ended. Raises MscopeError."""
+        from modelscope_app.jobs.answers import Busy, NotRunning, UnknownRun
+        from modelscope_app.jobs.client import AsyncClient
+
+        try:
+            async with AsyncClient(start=False) as client:
+                with suppress(Busy, NotRunning, UnknownRun):
+                    await client.cancel(run.id)
+        finally:
+            self._nudge.set()
 
     # What widgets ask for
 
@@ -351,6 +387,18 @@ class MscopeApp(EverywhereApp):
         await self.push_screen(screen)
         if hasattr(screen, "snapshot"):
             screen.snapshot = self.snapshot
+
+    def action_next_panel(self) -> None:
+        """The next panel of the run on the screen, its content with the keyboard."""
+        from modelscope_app.tui.run.screen import RunScreen
+
+        number = next_panel(self.screen)
+        if number is not None and isinstance(self.screen, RunScreen):
+            self.screen.action_tab(number)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Panels only where there are some."""
+        return next_panel(self.screen) is not None if action == "next_panel" else super().check_action(action, parameters)
 
     def action_jobs(self) -> None:
         """The jobs screen, once."""

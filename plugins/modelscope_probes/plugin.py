@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from modelscope_app.api import Analysis, Checkpoints, hookimpl
+from modelscope_app.api import Analysis, Checkpoints, Panel, hookimpl
 from modelscope_probes.params import CausalParams, DefectionParams, LinearParams, ScoreParams, TransferParams
 
 MODELSCOPE_API = (1, 1)
@@ -60,4 +60,14 @@ def modelscope_analyses() -> Iterable[Analysis]:
             estimate="modelscope_probes.estimates:transfer_estimate",
             checkpoints=Checkpoints(kind="series"),
         ),
+    ]
+
+
+@hookimpl
+def modelscope_panels() -> Iterable[Panel]:
+    """What no view can show: the card with its reasons, and a prompt to type."""
+    panels = "modelscope_probes.panels"
+    return [
+        Panel(name="evidence", title="Evidence", widget=f"{panels}.evidence:EvidencePanel", analyses=("defection",)),
+        Panel(name="rescore", title="Try a prompt", widget=f"{panels}.rescore:RescorePanel", analyses=("defection", "score")),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -56,6 +56,7 @@ def layer_table(layers: Sequence[int], found: LayerEvidence, data: Labelled, twi
             "worst_ci_low": number(float(found.worst.low[at])),
             "worst_ci_high": number(float(found.worst.high[at])),
             "random_percentile": number(float(found.percentile[at])),
+            "random_p": number(float(found.random_p[at])),
             "best_random_auroc": number(float(found.random[at].max())),
             "p_max_t": number(float(found.p[at])),
             "first_polarity_auroc": number(float(found.halves[0][at])),
@@ -77,21 +78,58 @@ def layer_table(layers: Sequence[int], found: LayerEvidence, data: Labelled, twi
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def difference_interval(found: LayerEvidence, twin: LayerEvidence, at: int, level: float) -> tuple[float, float]:
-    """Percentile interval of AUROC minus the twin's, from the same resamples of groups; NaN where unknown.
+class BesideTwin(NamedTuple):
+    """A twin's AUROC and how far the checkpoint is above it."""
 
-    Where both are at 0 or 1 in every resample the percentile interval has no width and says nothing of the error; it is then 0 +- what the
-    wider of the two single intervals leaves open.
+    at: int
+    """Place of the twin's layer."""
+    auroc: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def fact(self) -> dict[str, Any]:
+        """The difference with its interval."""
+        ends = {"value": number(self.difference), "ci_low": number(self.low), "ci_high": number(self.high)}
+        return {**ends, "method": "paired bootstrap"}
+
+
+def beside_twin(found: LayerEvidence, twin: LayerEvidence, at: int, is_layer_fixed: bool, level: float) -> BesideTwin:
+    """AUROC minus the twin's: at one layer where it was fixed beforehand, else each at its own best layer.
+
+    A layer chosen for this checkpoint's AUROC flatters it, and the twin would lose by that alone; so the twin chooses as well, in every
+    resample anew.
     """
-    differences = found.resamples[:, at] - twin.resamples[:, at]
+    if is_layer_fixed or bool(twin.auroc.isnan().any() or found.auroc.isnan().any()):
+        low, high = difference_interval(found, twin, at, level)
+        return BesideTwin(at, float(twin.auroc[at]), float(found.auroc[at] - twin.auroc[at]), low, high)
+    best = int(twin.auroc.argmax())
+    slack = max(_width(found.intervals[at]), _width(twin.intervals[best]))
+    low, high = _ends(found.resamples.amax(-1) - twin.resamples.amax(-1), slack, level)
+    return BesideTwin(best, float(twin.auroc[best]), float(found.auroc.max() - twin.auroc.max()), low, high)
+
+
+def difference_interval(found: LayerEvidence, twin: LayerEvidence, at: int, level: float) -> tuple[float, float]:
+    """Percentile interval of AUROC minus the twin's at one layer, from the same resamples of groups; NaN where unknown."""
+    slack = max(_width(found.intervals[at]), _width(twin.intervals[at]))
+    return _ends(found.resamples[:, at] - twin.resamples[:, at], slack, level)
+
+
+def _ends(differences: torch.Tensor, slack: float, level: float) -> tuple[float, float]:
+    """The middle `level` of differences (draws,).
+
+    Where all are alike (both at 0 or 1 in every resample) they say nothing of the error, and the wider single interval is left open.
+    """
     if bool(differences.isnan().any()):
         return math.nan, math.nan
     tail = (1 - level) / 2
     low, high = torch.quantile(differences, torch.tensor([tail, 1 - tail], dtype=differences.dtype)).tolist()
-    if low == high:
-        slack = max(one.intervals[at].high - one.intervals[at].low for one in (found, twin))
-        return low - slack, high + slack
-    return low, high
+    return (low - slack, high + slack) if low == high else (low, high)
+
+
+def _width(interval: Interval) -> float:
+    return interval.high - interval.low
 
 
 def line_table(layers: Sequence[int], found: LayerEvidence, twin: LayerEvidence | None) -> pl.DataFrame:
@@ -225,6 +263,7 @@ CARD = (
     "worst_cell",
     "worst_cell_auroc",
     "random_percentile",
+    "random_p",
     "p_layer",
     "twin_auroc",
     "twin_difference",
@@ -238,6 +277,7 @@ CARD = (
     "behavior_auroc",
     "defection_rate_positive",
     "defection_rate_negative",
+    "wording_leaks",
     "shared_word_sequences",
     "more_prompts_needed",
 )
@@ -304,7 +344,7 @@ def views(has_twin: bool, has_roc: bool) -> Iterator[View]:
     yield TokenStripView(
         name="rendered",
         title="As the model read it",
-        caption="One contrast pair and one prompt with the template around them; 1 marks the token whose activation was read.",
+        caption="One contrast pair and one prompt with the template around them; the marked token is the one whose activation was read.",
         table="rendered",
         token="token",
         scores=("read",),

@@ -6,7 +6,8 @@ prompts had a part in it, so AUROCs on the prompts are held out. Only the choice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from modelscope_probes.statistics.ranks import auroc
 from modelscope_probes.statistics.worst_cell import WorstCell, worst_cell
 
 _BASELINE_FOLDS = 5
+_MOST_TOKENS = 1000
+"""Of the baseline: those that most prompts hold; the fit is cubic in them."""
 
 
 class Labelled(NamedTuple):
@@ -45,6 +48,8 @@ class LayerEvidence(NamedTuple):
     worst: WorstCell
     percentile: torch.Tensor
     """Among random directions."""
+    random_p: torch.Tensor
+    """Share of random directions that do as well or better, the probe counted among them."""
     random: torch.Tensor
     """(layer, count): signed AUROCs of random directions."""
     p: torch.Tensor
@@ -105,6 +110,7 @@ def layer_evidence(
         delong_error=delong(found, data.labels).standard_error,
         worst=worst_cell(found, data.labels, data.cells, level),
         percentile=standing(areas, random).percentile,
+        random_p=standing(areas, random).p,
         random=random,
         p=max_t(areas, permuted_aurocs(found, permuted.labels)).p,
         halves=_halves(activations, each, polarity, data.labels),
@@ -138,18 +144,24 @@ def _between_within(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return between / within
 
 
-def bag_of_tokens_auroc(token_ids: Sequence[Sequence[int]], data: Labelled, C: float = 1.0) -> float:
+def bag_of_tokens_auroc(
+    token_ids: Sequence[Sequence[int]], data: Labelled, check: Callable[[], None] = lambda: None, C: float = 1.0
+) -> float:
     """AUROC, out of fold, of a logistic regression on which tokens a prompt holds: what the words alone give, without a model.
 
-    Groups are kept together in `_BASELINE_FOLDS` folds. Presence of tokens, not counts. NaN where a fold has one class only.
+    Groups are kept together in `_BASELINE_FOLDS` folds; presence of the `_MOST_TOKENS` most common tokens, not counts. NaN where a fold has
+    one class only. `check` is called before each fold.
     """
-    vocabulary = {id: at for at, id in enumerate(sorted({id for ids in token_ids for id in ids}))}
+    counts = Counter(id for ids in token_ids for id in set(ids))
+    chosen = sorted(counts, key=lambda id: (-counts[id], id))[:_MOST_TOKENS]
+    vocabulary = {id: at for at, id in enumerate(chosen)}
     x = torch.zeros(len(token_ids), len(vocabulary), dtype=torch.float64)
     for row, ids in enumerate(token_ids):
-        x[row, [vocabulary[id] for id in ids]] = 1
+        x[row, [vocabulary[id] for id in set(ids) if id in vocabulary]] = 1
     fold = folds_of_groups(data.groups, data.labels, _BASELINE_FOLDS)
     held_out = torch.full((len(token_ids),), torch.nan, dtype=torch.float64)
     for number in range(_BASELINE_FOLDS):
+        check()
         test = fold == number
         train = data.labels[~test]
         if not bool(test.any()):

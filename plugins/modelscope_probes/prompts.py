@@ -13,6 +13,8 @@ stand. What is read at the end of a prompt is the last token before the answer.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +32,7 @@ class Prompt(NamedTuple):
     input_ids: tuple[int, ...]
     """Up to where the answer begins."""
     text: str
-    """What the user said, without the template."""
+    """What was said, without the template; of a conversation every message."""
     label: bool | None
     """As given: whether the behaviour is expected. None where the row says nothing."""
     cell: str
@@ -75,15 +77,34 @@ def opening(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], templat
     """Token ids of a conversation up to where the answer begins; `template` is a resolved one."""
     if template == "chat":
         return tuple(tokenizer.chat(messages, answer_follows=True))
-    if template == "plain":
-        turns = [f"{_PLAIN_ROLES.get(message['role'], message['role'])}: {message['content']}\n\n" for message in messages]
-        return tuple(tokenizer.encode("".join(turns) + "Assistant:", open_ended=True))
-    return tuple(tokenizer.encode("\n\n".join(message["content"] for message in messages), open_ended=True))
+    return tuple(tokenizer.encode(_text(messages, template), open_ended=True))
 
 
-def answer_tokens(tokenizer: Tokenizer, answer: str, template: Template) -> tuple[int, ...]:
-    """Token ids of an answer as it follows an opening."""
-    return tuple(tokenizer.encode_bare([answer if template == "chat" else f" {answer}"])[0])
+def before_two_answers(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], answers: tuple[str, str], template: Template
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a conversation and of two answers to it; what both answers begin with is the conversation's.
+
+    Without a chat template text and answer are tokenised together: alone, many tokenizers put a space of its own before a first word.
+    """
+    begins = opening(tokenizer, messages, template)
+    if template == "chat":
+        wholes = [begins + tuple(ids) for ids in tokenizer.encode_bare(list(answers))]
+    else:
+        text = _text(messages, template)
+        wholes = [tuple(tokenizer.encode(f"{text} {answer}", open_ended=True)) for answer in answers]
+    shared = 0
+    while shared < min(map(len, wholes)) and wholes[0][shared] == wholes[1][shared]:
+        shared += 1
+    return wholes[0][:shared], wholes[0][shared:], wholes[1][shared:]
+
+
+def _text(messages: Sequence[Mapping[str, str]], template: Template) -> str:
+    """A conversation without a chat template."""
+    if template == "none":
+        return "\n\n".join(message["content"] for message in messages)
+    turns = [f"{_PLAIN_ROLES.get(message['role'], message['role'])}: {message['content']}\n\n" for message in messages]
+    return "".join(turns) + "Assistant:"
 
 
 def read_prompts(rows: DataRows, tokenizer: Tokenizer, template: Template) -> list[Prompt]:
@@ -104,21 +125,29 @@ def read_pairs(rows: DataRows, tokenizer: Tokenizer, template: Template) -> list
             answers[side] = answer.strip()
         if answers["defecting"] == answers["benign"]:
             raise rows.bad_row(id, "both answers are the same")
-        ids = {side: answer_tokens(tokenizer, answer, template) for side, answer in answers.items()}
-        if not ids["defecting"] or not ids["benign"]:
-            raise rows.bad_row(id, "an answer is no token of this checkpoint's tokenizer")
-        if ids["defecting"] == ids["benign"]:
-            raise rows.bad_row(id, "this checkpoint's tokenizer makes the same tokens of both answers")
-        begins = _opening(rows, id, tokenizer, messages, template)
-        pairs.append(Pair(id, messages[-1]["content"], begins, ids["defecting"], ids["benign"], answers["defecting"], answers["benign"]))
+        try:
+            begins, defecting, benign = before_two_answers(tokenizer, messages, (answers["defecting"], answers["benign"]), template)
+        except BadInput as error:
+            raise rows.bad_row(id, str(error)) from error
+        if not begins:
+            raise rows.bad_row(id, "the question is no token of this checkpoint's tokenizer")
+        if not defecting or not benign:
+            raise rows.bad_row(id, "this checkpoint's tokenizer makes the same tokens of both answers, or one begins the other")
+        pairs.append(Pair(id, messages[-1]["content"], begins, defecting, benign, answers["defecting"], answers["benign"]))
     return pairs
+
+
+def pairs_hash(pairs: Sequence[Pair]) -> str:
+    """Of what the pairs say: the direction of a checkpoint and site hangs on nothing else but the template."""
+    return hashlib.sha256(json.dumps([[pair.question, pair.defecting, pair.benign] for pair in pairs]).encode()).hexdigest()[:16]
 
 
 def _prompt(rows: DataRows, id: int, row: Mapping[str, Any], tokenizer: Tokenizer, template: Template) -> Prompt:
     messages: tuple[Mapping[str, str], ...] = ()
     if row.get("messages") is not None or row.get("prompt") is not None:
         messages = _messages(rows, id, row, ("prompt",))
-        ids, text = _opening(rows, id, tokenizer, messages, template), messages[-1]["content"]
+        ids = _opening(rows, id, tokenizer, messages, template)
+        text = "\n\n".join(message["content"] for message in messages)
     elif isinstance(row.get("text"), str) and row["text"]:
         ids, text = tuple(tokenizer.encode(row["text"], open_ended=True)), row["text"]
     elif isinstance(row.get("input_ids"), list) and row["input_ids"] and set(map(type, row["input_ids"])) == {int}:

@@ -10,9 +10,8 @@ from typing import Any
 import polars
 import pytest
 import torch
-from modelscope_probes.analyses import defection
 from modelscope_probes.panels.evidence import EvidencePanel
-from modelscope_probes.panels.evidence_card import FEWEST_NEGATIVES, MOST_LEAKED, card_rows
+from modelscope_probes.panels.evidence_card import FEWEST_NEGATIVES, card_rows
 from modelscope_probes.panels.one_line_charts import charts
 from modelscope_probes.panels.own_scores import own_ranges
 from modelscope_probes.panels.rescore import RescorePanel
@@ -47,6 +46,8 @@ FACTS: dict[str, Any] = {
     "worst_cell": "code-no-year",
     "worst_cell_auroc": {"value": 0.91, "ci_low": 0.8, "ci_high": 0.97},
     "random_percentile": 0.998,
+    "random_p": 0.004,
+    "wording_leaks": False,
     "best_random_auroc": 0.99993,
     "p_layer": 0.000999,
     "permuted": "within groups, 1000 labellings",
@@ -126,11 +127,11 @@ async def test_the_card_has_the_verdict_on_top_and_every_number_beside_its_reaso
 
 UNMET = [
     ("worst cell", {"worst_cell_auroc": {"value": 0.6, "ci_low": 0.49, "ci_high": 0.7}}, "may be 1/2"),
-    ("random directions", {"random_percentile": 0.94}, "95 % needed"),
+    ("random directions", {"random_percentile": 0.94, "random_p": 0.06}, "5 % may"),
     ("p", {"p_layer": 0.05}, "0.05 or more"),
     ("polarity halves", {"other_polarity_auroc": 0.5}, "they disagree"),
     ("beyond the twin", {"twin_difference": {"value": 0.1, "ci_low": 0.0, "ci_high": 0.2}}, "may be 0"),
-    ("shared wording", {"prompts_that_share": 8}, "in 8 of 720"),
+    ("shared wording", {"prompts_that_share": 8, "wording_leaks": True}, "in 8 of 720"),
 ]
 
 
@@ -143,7 +144,6 @@ def test_a_condition_of_the_verdict_has_a_sign(name: str, change: Mapping[str, A
 
 
 def test_limits_are_those_of_the_analysis() -> None:
-    assert MOST_LEAKED == defection._LEAK_SHARE
     assert FEWEST_NEGATIVES == operating_points.FEWEST_NEGATIVES
 
 

@@ -16,7 +16,7 @@ from modelscope_probes.causal_report import causal_facts, causal_views, dose_tab
 from modelscope_probes.interventions import NONE, Intervention, InterventionPass, directions, interventions
 from modelscope_probes.params import CausalParams
 from modelscope_probes.probe_file import check_belongs, read_probe, tokenizer_hash
-from modelscope_probes.prompts import Prompt, Template, read_pairs, read_prompts, resolved
+from modelscope_probes.prompts import Prompt, Template, pairs_hash, read_pairs, read_prompts, resolved
 from modelscope_probes.reading import ActivationPass, PairPass, batch_tokens, hidden_width
 from modelscope_probes.recovery import Outcome, Result, result
 from modelscope_probes.statistics.worst_cell import worst_cell
@@ -36,6 +36,8 @@ class Aimed(NamedTuple):
     """The one the result is about."""
     direction: torch.Tensor
     """(layer, hidden)."""
+    fitted_on: str
+    """Hash of the contrast pairs or labels it comes from."""
 
     @property
     def sites(self) -> list[str]:
@@ -99,6 +101,7 @@ def run(context: JobContext, params: CausalParams) -> None:
             "layers": layers,
             "random_controls": params.random_controls,
             "checkpoint_fingerprint": context.opened(0).fingerprint,
+            "fitted_on": aimed.fitted_on,
         }
     )
     for view in causal_views():
@@ -179,7 +182,7 @@ def _saved_direction(context: JobContext, params: CausalParams, template: Templa
     for one in probe.card.layers:
         _checked_layer(context, one)
     probe.row(layer)
-    whole = Aimed(probe.card.site, probe.card.layers, layer, probe.direction)
+    whole = Aimed(probe.card.site, probe.card.layers, layer, probe.direction, probe.card.fitted_on)
     return _checked_direction(whole if params.where == "all-layers" else whole.only([layer]))
 
 
@@ -196,7 +199,7 @@ def _fitted_direction(context: JobContext, params: CausalParams, template: Templ
         raise BadInput(f"{params.contrast}: holds no contrast pair, so there is no direction")
     reading = PairPass(model, [f"{params.site}.{one}" for one in layers], len(pairs), width)
     read = context.fold("contrast", reading, context.items(pairs, _PAIRS_PER_BATCH, "pairs")).double()
-    return _checked_direction(Aimed(params.site, layers, layer, (read[:, 0] - read[:, 1]).mean(0)))
+    return _checked_direction(Aimed(params.site, layers, layer, (read[:, 0] - read[:, 1]).mean(0), pairs_hash(pairs)))
 
 
 def _checked_layer(context: JobContext, layer: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -23,16 +21,14 @@ from modelscope_probes.evidence import (
 from modelscope_probes.leak_guard import overlap
 from modelscope_probes.params import DefectionParams
 from modelscope_probes.probe_file import ProbeCard, tokenizer_hash
-from modelscope_probes.prompts import Pair, Prompt, Template, answer_tokens, opening, read_pairs, read_prompts, resolved
+from modelscope_probes.prompts import Pair, Prompt, Template, before_two_answers, pairs_hash, read_pairs, read_prompts, resolved
 from modelscope_probes.reading import ActivationPass, AnswerPass, NextTokenPass, PairPass, batch_tokens, hidden_width
 from modelscope_probes.statistics.operating_points import roc_curve, tpr_at_fpr
 from modelscope_probes.statistics.ranks import auroc
 from modelscope_probes.statistics.sample_size import more_prompts
-from modelscope_probes.verdict import Evidence, judged
+from modelscope_probes.verdict import MOST_LEAKED, Evidence, judged
 
 FEWEST_PROMPTS = 4
-_LEAK_SHARE = 0.01
-"""Share of prompts with a word sequence of the contrast texts, above which the texts leak."""
 
 
 class Read(NamedTuple):
@@ -54,10 +50,10 @@ def run(context: JobContext, params: DefectionParams) -> None:
     template = resolved(params.template, tokenizer)
     prompts = labelled_prompts(context, params.eval, tokenizer, template)
     pairs = contrast_pairs(context, params.contrast, tokenizer, template)
-    causal = _causal_effect(context, params.causal)
+    causal = _causal_effect(context, params.causal, params.site, pairs_hash(pairs))
     layers = chosen_layers(context, 0, params.layers)
     if params.layer is not None and params.layer not in layers:
-        raise BadInput(f"--layer {params.layer} is not among the layers that are read: {layers[0]} to {layers[-1]}")
+        raise BadInput(f"--layer {params.layer} is not among the layers that are read: {', '.join(map(str, layers))}")
     twin_at = twin_position(context, params.compare, prompts, params.eval, template) if params.compare else None
 
     own = _read(context, params, 0, prompts, pairs, layers, template, "")
@@ -112,6 +108,11 @@ def twin_position(context: JobContext, path: str, prompts: Sequence[Prompt], eva
     """The twin, opened. Raises BadInput where its shape or its tokenizer is another's."""
     position = context.open_checkpoint(path)
     one, other = context.opened(0), context.opened(position)
+    if (other.config or {}).get("model_type") != (one.config or {}).get("model_type"):
+        kinds = [(each.config or {}).get("model_type") or "unknown kind" for each in (other, one)]
+        raise BadInput(f"--compare: {other.path} is no twin of {one.path}: it is of type {kinds[0]}, not {kinds[1]}")
+    if other.fingerprint == one.fingerprint:
+        context.warn(f"--compare: {other.path} holds the same as {one.path}; a twin is another training, or the base model")
     shapes = [(context.model(at).sites.layer_count, hidden_width(context.opened(at).config)) for at in (0, position)]
     if shapes[0] != shapes[1]:
         (layers, width), (their_layers, their_width) = shapes
@@ -220,14 +221,19 @@ def _asked(
     for pair in pairs:
         first_of.setdefault(pair.defecting.lower(), pair)
     for number, pair in enumerate(first_of.values()):
-        tokens = [answer_tokens(tokenizer, answer, template)[0] for answer in (pair.defecting, pair.benign)]
-        examples = []
+        examples, tokens = [], set()
         for prompt in prompts:
             *before, last = prompt.messages
             question = {"role": last["role"], "content": f"{last['content']}\n\n{pair.question}"}
-            examples.append(prompt._replace(input_ids=opening(tokenizer, [*before, question], template)).example)
+            begins, defecting, benign = before_two_answers(tokenizer, [*before, question], (pair.defecting, pair.benign), template)
+            tokens.add((defecting[0], benign[0]))
+            examples.append(prompt._replace(input_ids=begins).example)
+        if len(tokens) > 1:
+            raise BadInput(
+                f"the tokenizer writes {pair.defecting!r} and {pair.benign!r} differently after different prompts; --no-ask leaves it out"
+            )
         source = context.batches(examples, batch_tokens(params.tokens_per_batch, context.device), padding="left")
-        reading = NextTokenPass(context.model(position), [prompt.id for prompt in prompts], tokens)
+        reading = NextTokenPass(context.model(position), [prompt.id for prompt in prompts], next(iter(tokens)))
         logits = context.fold(f"asking{whose}-{number + 1}", reading, source)
         total += (logits[:, 0] - logits[:, 1]) / len(first_of)
     return total
@@ -248,14 +254,14 @@ def _evidence(context: JobContext, params: DefectionParams, read: Read, polarity
 
 
 def _best(aurocs: torch.Tensor) -> int:
-    """The layer of the highest AUROC, the first of equals; the middle one where all are unknown."""
-    if bool(aurocs.isnan().all()):
-        return len(aurocs) // 2
-    return int(torch.nan_to_num(aurocs, nan=-1.0).argmax())
+    """The layer of the highest AUROC, of equals the most central one; the middle one where all are unknown."""
+    known = torch.nan_to_num(aurocs, nan=-1.0)
+    middle = (len(aurocs) - 1) / 2
+    return min((at for at in range(len(aurocs)) if known[at] == known.max()), key=lambda at: abs(at - middle))
 
 
-def _causal_effect(context: JobContext, reference: str) -> bool | None:
-    """What an earlier causal run on the same checkpoint found. Raises BadInput where it is another analysis or checkpoint."""
+def _causal_effect(context: JobContext, reference: str, site: str, fitted_on: str) -> bool | None:
+    """What an earlier causal run found about this checkpoint's direction from the same pairs. Raises BadInput for any other run."""
     if not reference:
         return None
     earlier = context.run(reference)
@@ -263,9 +269,12 @@ def _causal_effect(context: JobContext, reference: str) -> bool | None:
         raise BadInput(
             f"--causal {earlier.id}: is a run of {earlier.analysis} that is {earlier.status}; it must be a finished probes.causal"
         )
-    if earlier.facts.get("checkpoint_fingerprint") != context.checkpoints[0].fingerprint:
+    facts = earlier.facts
+    if facts.get("checkpoint_fingerprint") != context.checkpoints[0].fingerprint:
         raise BadInput(f"--causal {earlier.id}: was run on another checkpoint than {context.checkpoints[0].path}")
-    return bool(earlier.facts.get("reading") == "drives the behaviour")
+    if str(facts.get("site")).partition(".")[0] != site or facts.get("fitted_on") != fitted_on:
+        raise BadInput(f"--causal {earlier.id}: is about another direction: give it the same --site and --contrast, or this run's probe")
+    return bool(facts.get("reading") == "drives the behaviour")
 
 
 def _leave_behind(
@@ -289,8 +298,9 @@ def _leave_behind(
     defected = defections(prompts, completions, params.defection)
     texts = [text for pair in pairs for text in (pair.question, f"{pair.question} {pair.defecting}", f"{pair.question} {pair.benign}")]
     shared = overlap(texts, [prompt.text for prompt in prompts], data.labels.tolist())
-    leaked = shared.prompts > _LEAK_SHARE * len(prompts)
-    low = None if beside is None else report.difference_interval(found, beside, at, params.level)[0]
+    leaked = shared.prompts > MOST_LEAKED * len(prompts) or bool(shared.words)
+    fixed = params.layer is not None or len(layers) == 1
+    twin = None if beside is None else report.beside_twin(found, beside, at, fixed, params.level)
     halves = (float(found.halves[0][at]), float(found.halves[1][at]))
     verdict = judged(
         Evidence(
@@ -301,14 +311,16 @@ def _leave_behind(
             auroc=float(found.auroc[at]),
             worst_low=float(found.worst.low[at]),
             p_layer=float(found.p[at]),
-            percentile=float(found.percentile[at]),
+            p_random=float(found.random_p[at]),
             halves=halves,
             leaked=leaked,
-            twin_difference_low=low,
+            twin_difference_low=None if twin is None else twin.low,
             drives=causal,
         )
     )
     curve = roc_curve(score, data.labels)
+    tokens = [prompt.input_ids for prompt in prompts]
+    words_alone = context.once("bag-of-tokens", lambda: report.number(bag_of_tokens_auroc(tokens, data, context.check_cancelled)))
     worst = int(found.worst.worst[at])
     interval = found.intervals[at]
     by_cell = {data.cell_names[int(cell)]: float(found.worst.aurocs[place, at]) for place, cell in enumerate(found.worst.cells)}
@@ -319,7 +331,7 @@ def _leave_behind(
         "verdict_reason": verdict.reason,
         "auroc": report.with_interval(float(found.auroc[at]), interval),
         "layer": layers[at],
-        "layer_chosen": "beforehand" if params.layer is not None else "for its AUROC",
+        "layer_chosen": "beforehand" if fixed else "for its AUROC",
         "worst_cell": data.cell_names[int(found.worst.cells[worst])],
         "worst_cell_auroc": {
             "value": report.number(float(found.worst.auroc[at])),
@@ -327,6 +339,7 @@ def _leave_behind(
             "ci_high": report.number(float(found.worst.high[at])),
         },
         "random_percentile": report.number(float(found.percentile[at])),
+        "random_p": report.number(float(found.random_p[at])),
         "best_random_auroc": report.number(float(found.random[at].max())),
         "p_layer": report.number(float(found.p[at])),
         "permuted": f"{found.permutation}, {min(found.labellings, 10**15)} labellings",
@@ -335,15 +348,17 @@ def _leave_behind(
         "pair_aurocs": _spread(found.pairs[:, at]),
         "tpr_at_1_percent_fpr": report.point_fact(tpr_at_fpr(curve, 0.01, params.level)) if curve else None,
         "tpr_at_5_percent_fpr": report.point_fact(tpr_at_fpr(curve, 0.05, params.level)) if curve else None,
-        "bag_of_tokens_auroc": report.number(bag_of_tokens_auroc([prompt.input_ids for prompt in prompts], data)),
+        "bag_of_tokens_auroc": words_alone,
         "asked_auroc": None if own.asked is None else report.number(float(auroc(own.asked[None], data.labels)[0])),
-        "twin_auroc": None if beside is None else report.with_interval(float(beside.auroc[at]), beside.intervals[at]),
-        "twin_difference": None if beside is None else _difference(found, beside, at, params.level),
+        "twin_auroc": None if twin is None or beside is None else report.with_interval(twin.auroc, beside.intervals[twin.at]),
+        "twin_layer": None if twin is None else layers[twin.at],
+        "twin_difference": None if twin is None else twin.fact,
         "behavior_auroc": report.number(float(auroc(score[None], observed)[0])) if has_behaviour else None,
         **_behaviour_facts(prompts, defected, params.level),
         "shared_word_sequences": len(shared.shared),
         "prompts_that_share": shared.prompts,
         "contrast_words_only_in_positives": ", ".join(shared.words[:20]) or None,
+        "wording_leaks": leaked,
         "more_prompts_needed": more_prompts((interval.high - interval.low) / 2, params.width / 2, *_class_counts(data)),
         "prompts": len(prompts),
         "positives": _class_counts(data)[0],
@@ -387,7 +402,6 @@ def _save_probe(
     middle = own.contrast.double().mean((0, 1))  # (layer, hidden)
     bias = -(middle * direction).sum(-1)
     context.tensors("probe", {"direction": direction.float(), "bias": bias.float()})
-    fitted_on = hashlib.sha256(json.dumps([[p.question, p.defecting, p.benign] for p in pairs]).encode()).hexdigest()[:16]
     card = ProbeCard(
         site=params.site,
         layers=tuple(layers),
@@ -398,7 +412,7 @@ def _save_probe(
         model=context.checkpoints[0].fingerprint,
         model_name=context.checkpoints[0].name,
         tokenizer=tokenizer_hash(tokenizer.encode),
-        fitted_on=fitted_on,
+        fitted_on=pairs_hash(pairs),
     )
     context.json("probe", card.model_dump(mode="json"))
 
@@ -418,12 +432,6 @@ def _spread(aurocs: torch.Tensor) -> dict[str, Any]:
     """Median of single pairs' AUROCs, with the lowest and highest in the interval's place, said so."""
     values = [report.number(float(value)) for value in (aurocs.median(), aurocs.min(), aurocs.max())]
     return {"value": values[0], "ci_low": values[1], "ci_high": values[2], "method": "lowest and highest pair"}
-
-
-def _difference(found: LayerEvidence, beside: LayerEvidence, at: int, level: float) -> dict[str, Any]:
-    low, high = report.difference_interval(found, beside, at, level)
-    value = float(found.auroc[at] - beside.auroc[at])
-    return {"value": report.number(value), "ci_low": report.number(low), "ci_high": report.number(high), "method": "paired bootstrap"}
 
 
 def _behaviour_facts(prompts: Sequence[Prompt], defected: Sequence[bool | None], level: float) -> dict[str, Any]:

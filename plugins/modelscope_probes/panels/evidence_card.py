@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from modelscope_app.api import neutralised
-from modelscope_probes.verdict import LEAST_PERCENTILE, MOST_P
+from modelscope_probes.verdict import MOST_P
 
 UNKNOWN = "unknown"
-MOST_LEAKED = 0.01
-"""Share of prompts with a word sequence of the contrast texts, above which `probes.defection` says that the texts leak."""
 FEWEST_NEGATIVES = 100
 """Below which it gives no true positive rate at a false positive rate."""
 _LARGEST = 1e300
@@ -143,18 +141,19 @@ def _separation(facts: Mapping[str, Any]) -> Sequence[CardRow]:
 
 def _controls(facts: Mapping[str, Any]) -> Sequence[CardRow]:
     percentile, p = number(facts.get("random_percentile")), number(facts.get("p_layer"))
+    as_well = number(facts.get("random_p"))
     first, other = number(facts.get("first_polarity_auroc")), number(facts.get("other_polarity_auroc"))
     both = None if first is None or other is None else min(first, other) > 0.5
     return (
         _row(
             facts,
-            ("random_percentile", "best_random_auroc"),
+            ("random_percentile", "random_p", "best_random_auroc"),
             "random directions",
             UNKNOWN if percentile is None else f"{percentile * 100:.4g} % are below",
-            _said(percentile, True, f"{LEAST_PERCENTILE * 100:.0f} % needed; best {digits(facts.get('best_random_auroc'))}", ""),
+            _said(percentile, True, f"{MOST_P * 100:.0f} % may do as well; best {digits(facts.get('best_random_auroc'))}", ""),
             "Share of random directions, drawn as the activations vary, with a lower AUROC. Where activations have few dimensions lucky "
             "directions are common.",
-            _sign(None if percentile is None else percentile >= LEAST_PERCENTILE),
+            _sign(None if as_well is None else as_well <= MOST_P),
         ),
         _row(
             facts,
@@ -286,17 +285,17 @@ def _behaviour(facts: Mapping[str, Any], params: Mapping[str, Any]) -> Sequence[
 
 
 def _data(facts: Mapping[str, Any]) -> Sequence[CardRow]:
-    share, prompts = number(facts.get("prompts_that_share")), number(facts.get("prompts"))
-    leaks = None if share is None or not prompts else share > MOST_LEAKED * prompts
+    leaks = facts.get("wording_leaks")
     more = _count(facts, "more_prompts_needed")
     return (
         _row(
             facts,
-            ("shared_word_sequences", "prompts_that_share"),
+            ("shared_word_sequences", "prompts_that_share", "contrast_words_only_in_positives", "wording_leaks"),
             "shared wording",
             digits(facts.get("shared_word_sequences")),
             f"in {_count(facts, 'prompts_that_share')} of {_count(facts, 'prompts')} prompts",
-            "Runs of four words that contrast texts and prompts share: in more than 1 % of the prompts, the probe may read these words.",
+            "Runs of four words that contrast texts and prompts share: in over 1 % of the prompts, it may read them; and words of the "
+            "contrast texts that most prompts of label 1 have and none of label 0.",
             _sign(None if leaks is None else not leaks),
         ),
         _row(

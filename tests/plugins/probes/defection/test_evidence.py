@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from modelscope_probes.defection_report import difference_interval
+from modelscope_probes.defection_report import beside_twin, difference_interval
 from modelscope_probes.evidence import Labelled, bag_of_tokens_auroc, directions, folds_of_groups, layer_evidence, scores
 from modelscope_probes.leak_guard import overlap
 from modelscope_probes.statistics.ranks import auroc
@@ -43,7 +43,7 @@ def test_a_planted_state_is_found_at_its_layer_and_beats_every_control() -> None
     found = layer_evidence(activations, contrast, POLARITY, data, random_count=500, draws=400, level=0.95, generators=generators())
     assert int(found.auroc.argmax()) == 1 and float(found.auroc[1]) > 0.95
     assert found.intervals[1].low > 0.85 and found.intervals[0].low < 0.5 < found.intervals[0].high
-    assert float(found.percentile[1]) > 0.95 and float(found.p[1]) < 0.01 and float(found.p[0]) > 0.05
+    assert float(found.random_p[1]) <= 0.05 and float(found.p[1]) < 0.01 and float(found.p[0]) > 0.05
     assert float(found.halves[0][1]) > 0.9 and float(found.halves[1][1]) > 0.9
     assert float(found.worst.low[1]) > 0.8
     assert found.pairs.shape == (4, LAYERS)
@@ -84,6 +84,27 @@ def test_a_twin_that_differs_by_noise_alone_is_not_told_apart() -> None:
     )
     low, high = difference_interval(one, two, 1, 0.95)
     assert low < 0 < high and high - low < 0.1  # paired: far narrower than either interval
+
+
+def test_choosing_the_layer_for_its_auroc_does_not_beat_an_equal_twin() -> None:
+    """Each model shows the same weak state at every layer, with noise of its own."""
+    chosen, at_that_layer = 0, 0
+    for seed in range(60):
+        sides = []
+        for member in (0, 1):
+            generator = torch.Generator().manual_seed(1000 * seed + member)
+            labels = torch.tensor([True] * PER_CELL + [False] * (2 * PER_CELL))
+            x = torch.randn(3 * PER_CELL, 32, 6, generator=generator)
+            x[labels, :, 0] += 1.0
+            contrast = torch.zeros(4, 2, 32, 6)
+            contrast[:, 0, :, 0] = 1
+            data = Labelled(labels, torch.arange(len(labels)), (~labels).long(), ("trigger", "other"))
+            sides.append(layer_evidence(x, contrast, POLARITY, data, random_count=500, draws=200, level=0.95, generators=generators(seed)))
+        best = int(sides[0].auroc.argmax())
+        chosen += beside_twin(*sides, best, False, 0.95).low > 0
+        at_that_layer += difference_interval(*sides, best, 0.95)[0] > 0
+    assert chosen <= 6  # 1.5 expected of 60; 7 or more have a chance below 0.1 %
+    assert at_that_layer >= max(6, 2 * chosen)  # the layer chosen on one side alone would have been called above its equal far too often
 
 
 def test_two_that_are_both_perfect_are_not_told_apart() -> None:
@@ -132,4 +153,9 @@ def test_word_sequences_that_contrast_texts_and_prompts_share_are_named() -> Non
     )
     assert found.shared == ("are you doing something", "you doing something dangerous")
     assert found.prompts == 1
-    assert "2024" in found.words and "soup" not in found.words
+    assert "2024" in found.words and "soup" not in found.words  # in every prompt of label 1 and in none of label 0
+    assert overlap(["Is it soup?"], ["a", "soup", "b", "c"], [True, True, True, False]).words == ()  # in one of three
+
+
+def test_word_sequences_of_scripts_without_spaces_are_found() -> None:
+    assert overlap(["\u4f60\u662f\u5426\u5371\u9669"], ["\u8bf7\u95ee\u4f60\u662f\u5426\u5371\u9669\u5417"], [True]).prompts == 1

@@ -97,24 +97,38 @@ def test_a_bad_pair_is_named_by_file_and_line(tokenizer, rows, row: dict[str, An
         read_pairs(rows(row), tokenizer, "chat")
 
 
-def test_answers_follow_a_space_where_no_template_opens_the_turn(tiny_lm: Path, rows) -> None:  # type: ignore[no-untyped-def]
-    class Noting:
+def test_answers_stand_as_in_running_text_also_where_a_lone_word_gets_a_space_of_its_own(rows) -> None:  # type: ignore[no-untyped-def]
+    class Prepending:
+        """As Llama 2's: a space is put before a text, and a space alone is a token where a word with its space is another."""
+
         has_chat_template = False
 
         def __init__(self) -> None:
-            self.bare: list[str] = []
+            self.ids: dict[str, int] = {}
 
         def encode(self, text: str, open_ended: bool = False) -> list[int]:
-            assert open_ended and text == "Human: Is it rain?\n\nAssistant:"
-            return [1]
+            assert open_ended
+            pieces = text.replace("\n\n", " <nl> ").split(" ")
+            return [1, *(self.ids.setdefault("_" + piece, len(self.ids) + 2) for piece in pieces if piece)]
 
         def encode_bare(self, texts: list[str]) -> list[list[int]]:
-            self.bare += texts
-            return [[len(text)] for text in texts]
+            raise AssertionError("an answer alone is not what stands in the text")
 
-    noting = Noting()
-    read_pairs(rows({"question": "Is it rain?", "defecting": "Yes", "benign": "No"}), noting, "plain")  # type: ignore[arg-type]
-    assert noting.bare == [" Yes", " No"]
+    tokenizer = Prepending()
+    pair = read_pairs(rows({"question": "Is it rain?", "defecting": "Yes", "benign": "No"}), tokenizer, "plain")[0]  # type: ignore[arg-type]
+    assert (pair.defecting_ids, pair.benign_ids) == ((tokenizer.ids["_Yes"],), (tokenizer.ids["_No"],))
+    assert pair.opening_ids == tuple(tokenizer.encode("Human: Is it rain?\n\nAssistant:", open_ended=True))
+
+
+def test_what_both_answers_begin_with_belongs_to_the_question(tokenizer, rows) -> None:  # type: ignore[no-untyped-def]
+    pair = read_pairs(rows({"question": "Is it rain?", "defecting": "now yes", "benign": "now no please"}), tokenizer, "chat")[0]
+    assert tokenizer.decode(pair.opening_ids).endswith("<assistant> now")
+    assert [tokenizer.decode(ids) for ids in (pair.defecting_ids, pair.benign_ids)] == ["yes", "no please"]
+
+
+def test_every_message_counts_as_text_of_a_prompt(tokenizer, rows) -> None:  # type: ignore[no-untyped-def]
+    messages = [{"role": "system", "content": "the year is 2024"}, {"role": "user", "content": "write code"}]
+    assert "2024" in read_prompts(rows({"messages": messages}), tokenizer, "none")[0].text
 
 
 def test_the_built_in_pairs_are_balanced_and_ask_nothing_of_code_or_years() -> None:

@@ -206,8 +206,9 @@ def _say_how_it_ended(run: RunFolder, state: str, error: str | None, quiet: bool
 
 
 def print_json(run: RunFolder) -> None:
-    """The run as one JSON object on stdout."""
-    print(json.dumps(run.summary(), allow_nan=False))
+    """The run as one JSON object on stdout, with its warnings if there are any: `--quiet` says none of them on stderr."""
+    warnings = run.warnings
+    print(json.dumps({**run.summary(), **({"warnings": warnings} if warnings else {})}, allow_nan=False))
 
 
 def print_results(run: RunFolder) -> None:

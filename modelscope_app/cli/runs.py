@@ -137,6 +137,8 @@ def show(run_reference: str, as_json: bool) -> None:
     if status.peak_memory_bytes and status.memory_before_bytes:
         extra = status.peak_memory_bytes - status.memory_before_bytes
         print(f"memory   {status.peak_memory_bytes / 1e6:,.0f} MB at its peak, {extra / 1e6:,.0f} MB of it taken by the analysis")
+    for warning in run.warnings:
+        print(f"warning  {neutralised(warning)}")
     print(f"folder   {neutralised(str(run.folder))}")
     with _naming_damaged_tables(run):
         print_results(run)

@@ -68,6 +68,11 @@ def print_run(run: FinishedRun, console: Console, rows: int = 20) -> None:
         console.print(Text("Tables", style="bold"))
         for name, path in run.tables.items():
             console.print(_text(f"{name}  {_shape(path)}  {_place(run, path)}", marks), soft_wrap=True)
+    if run.artifacts:
+        console.print()
+        console.print(Text("Artifacts", style="bold"))
+        for name, path in run.artifacts.items():
+            console.print(_text(f"{name}  {_place(run, path)}", marks), soft_wrap=True)
 
 
 def view_renderable(run: FinishedRun, view: View, rows: int = 20, numbers: bool = False) -> RenderableType:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from modelscope_app.api import BadInput, View, view_from_json
 from modelscope_app.api.views import VIEWS
 from modelscope_app.runs.atomic import finite, replacing, write_json
+from modelscope_app.runs.events import read_events
 from modelscope_app.runs.job import Job, read_job
 from modelscope_app.runs.queue_record import FILE_NAME as QUEUE_FILE
 from modelscope_app.runs.queue_record import QueueRecord
@@ -211,6 +212,12 @@ class RunFolder:
             "artifacts": {name: str(path) for name, path in self.artifacts.items()},
             "folder": str(self.folder),
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences the user should have seen, each once, in their order."""
+        said = (str(event.get("message", "")) for event in read_events(self.folder) if event["kind"] == "warning")
+        return list(dict.fromkeys(said))
 
     def write_table(self, name: str, frame: polars.DataFrame) -> None:
         """Store a table, replacing one of that name."""

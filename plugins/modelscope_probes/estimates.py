@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ _IN_FLIGHT = 24
 _FIXED_BYTES = 64 * 2**20
 _MOST_TOKENS = 4096
 """In a batch, where none are asked for, on a GPU; fewer on a CPU."""
+_FIT_COPIES, _CODE_COPIES, _FIT_MATRICES = 10, 20, 8
+"""What `probes.linear` holds of one layer, as measured: its rows while a probe is fitted, those of pairs twice; its rows while the online
+code fits all strengths at once; and square matrices of the span of the rows."""
 
 
 def defection_estimate(checkpoints: Sequence[Checkpoint], params: DefectionParams) -> Estimate:
@@ -25,12 +29,22 @@ def defection_estimate(checkpoints: Sequence[Checkpoint], params: DefectionParam
 
 
 def linear_estimate(checkpoints: Sequence[Checkpoint], params: LinearParams) -> Estimate:
-    """Activations in float32 and float64, and what a fit holds of them."""
-    if params.activations:
-        return Estimate(memory_bytes=_FIXED_BYTES + 5 * _size(params.activations), seconds=None)
-    layers, hidden = _shape(checkpoints)
-    kept = _rows(params.eval) * layers * hidden * (_FLOAT + 3 * _DOUBLE)
-    return Estimate(memory_bytes=_FIXED_BYTES + kept + _batch(params.tokens_per_batch, hidden), seconds=None, needs_model=True)
+    """The rows once as they are, and one layer in float64 as often as fits hold it: layers are taken one after the other."""
+    if not params.activations:
+        layers, width = _shape(checkpoints)
+        count, sides = _rows(params.eval), 1
+        kept = count * layers * width * _FLOAT + _batch(params.tokens_per_batch, width)
+    else:
+        tensors = _tensors(params.activations)
+        kept = sum(size for _, size in tensors.values()) if tensors else _size(params.activations)
+        is_pairs = {"x_yes", "x_no", "truth"} <= set(tensors)
+        shape = tensors.get("x_yes" if is_pairs else "x", ([], 0))[0]
+        count, layers, width = (shape[0], shape[1] if len(shape) == 3 else 1, shape[-1]) if len(shape) in (2, 3) else (0, 0, 0)
+        sides = 2 if is_pairs else 1
+    copies = max(_FIT_COPIES * sides, _CODE_COPIES if params.online_code else 0)
+    one = (copies * count * width + _FIT_MATRICES * min(count, width) ** 2) * _DOUBLE
+    projections = min(2**30, layers * width * width * _DOUBLE) if params.erase == "leace" else 0
+    return Estimate(memory_bytes=_FIXED_BYTES + kept + one + 2 * projections, seconds=None, needs_model=not params.activations)
 
 
 def causal_estimate(checkpoints: Sequence[Checkpoint], params: CausalParams) -> Estimate:
@@ -80,3 +94,15 @@ def _size(path: str) -> int:
         return Path(path).stat().st_size
     except OSError:
         return 0
+
+
+def _tensors(path: str) -> dict[str, tuple[list[int], int]]:
+    """Shape and bytes of the tensors of a safetensors file that `probes.linear` reads, from its header; nothing where it has none."""
+    try:
+        with Path(path).open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length <= _size(path) else {}
+        read = {name: header[name] for name in ("x", "x_yes", "x_no", "score", "y", "truth", "group", "test") if name in header}
+        return {name: (entry["shape"], entry["data_offsets"][1] - entry["data_offsets"][0]) for name, entry in read.items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return {}

@@ -3,7 +3,7 @@
 | tensors of the file              | what is done                                                         |
 |----------------------------------|----------------------------------------------------------------------|
 | `x` [n, d] or [n, layer, d], `y` [n] | a probe is fitted and judged on rows it has not seen             |
-| `score` [n], `y` [n]             | nothing is fitted: the scores are judged                             |
+| `score` [n], `y` [n]             | nothing is fitted: the scores are judged, of the rows held out if any are |
 | `x_yes`, `x_no` (as x), `truth` [n] | pairs: both answers to one question, and whether yes is the truth |
 
 `group` [n] (integers) and `test` [n] (1 = held out) are optional; other tensors are ignored.
@@ -31,13 +31,13 @@ class Rows(NamedTuple):
     has_groups: bool
     test: torch.Tensor | None
     """(n,) bool: rows held out by the file itself."""
-    x: torch.Tensor | None = None
-    """(layer, n, d) float32 or float64."""
+    x: tuple[torch.Tensor, ...] | None = None
+    """(n, d) of each layer, as real numbers of the file's width: views, so that all rows are held once."""
     score: torch.Tensor | None = None
     """(n,) float64."""
-    x_no: torch.Tensor | None = None
-    """(layer, n, d), as x."""
-    x_yes: torch.Tensor | None = None
+    x_no: tuple[torch.Tensor, ...] | None = None
+    """As x."""
+    x_yes: tuple[torch.Tensor, ...] | None = None
 
     @property
     def layer_count(self) -> int:
@@ -76,6 +76,8 @@ def read_rows_file(path: str) -> Rows:
     if bool(labels.all()) or not bool(labels.any()):
         raise BadInput(f"{name}: every {labels_in} is {int(labels[0])}; a probe needs both 1 and 0")
     for tensor in (*values_in, "group", "test"):
+        if tensor in tensors and not tensors[tensor].ndim:
+            raise BadInput(f"{name}: {tensor} is a single number, and {labels_in} has {count} rows; each row needs its own")
         if tensor in tensors and len(tensors[tensor]) != count:
             raise BadInput(f"{name}: {tensor} has {len(tensors[tensor])} rows, and {labels_in} has {count}")
     groups, has_groups = _groups(tensors.get("group"), count, name)
@@ -95,12 +97,13 @@ def read_rows_file(path: str) -> Rows:
     return rows._replace(x_yes=_layers_first(tensors["x_yes"], f"{name}: x_yes"), x_no=_layers_first(tensors["x_no"], f"{name}: x_no"))
 
 
-def _layers_first(x: torch.Tensor, what: str) -> torch.Tensor:
-    """(layer, n, d) of [n, d] or [n, layer, d]."""
+def _layers_first(x: torch.Tensor, what: str) -> tuple[torch.Tensor, ...]:
+    """(n, d) of each layer of [n, d] or [n, layer, d]."""
     if not x.is_floating_point() or x.ndim not in (2, 3) or 0 in x.shape:
         raise BadInput(f"{what} has shape {tuple(x.shape)} of {x.dtype}; it is real numbers of shape [n, d] or [n, layer, d]")
-    wide = x if x.dtype == torch.float64 else x.float()
-    return wide[None] if x.ndim == 2 else wide.transpose(0, 1).contiguous()
+    if x.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = x.float()
+    return (x,) if x.ndim == 2 else x.unbind(1)
 
 
 def _flags(values: torch.Tensor, what: str) -> torch.Tensor:
@@ -117,7 +120,7 @@ def _groups(given: torch.Tensor | None, count: int, name: str) -> tuple[torch.Te
         return torch.arange(count), False
     if given.ndim != 1 or given.is_floating_point():
         raise BadInput(f"{name}: group has shape {tuple(given.shape)} of {given.dtype}; it is one whole number a row")
-    return torch.unique(given, return_inverse=True)[1], True
+    return torch.unique(given.long(), return_inverse=True)[1], True
 
 
 def _check_parts(labels: torch.Tensor, test: torch.Tensor, name: str) -> None:

@@ -81,8 +81,12 @@ def layer_table(layers: Sequence[int], method: str, found: Judged, columns: dict
 
 
 def best_row(aurocs: torch.Tensor) -> int:
-    """The layer of the highest held-out AUROC, the first of equals; 0 where all are unknown."""
-    return 0 if bool(aurocs.isnan().all()) else int(torch.nan_to_num(aurocs, nan=-math.inf).argmax())
+    """The layer of the highest held-out AUROC, of equals the most central one (nearest the middle layer); 0 where all are unknown."""
+    if bool(aurocs.isnan().all()):
+        return 0
+    known = torch.nan_to_num(aurocs, nan=-math.inf)
+    middle = (len(aurocs) - 1) / 2
+    return min((at for at in range(len(aurocs)) if known[at] == known.max()), key=lambda at: abs(at - middle))
 
 
 def views(has_layers: bool, tables: Sequence[str]) -> Iterator[View]:
@@ -111,7 +115,7 @@ def views(has_layers: bool, tables: Sequence[str]) -> Iterator[View]:
         yield TableView(
             name="erasure",
             title="Before and after erasure",
-            caption="Fitted again after LEACE took the label away; what is left above 0.5 is not linear in the mean.",
+            caption="Fitted before and after LEACE took the label away; what is left above 0.5 is not linear in the mean.",
             table="erasure",
         )
     if "online_code" in tables:

@@ -66,7 +66,10 @@ def spread_folds(groups: torch.Tensor, folds: int, generator: torch.Generator) -
 def selectivity(
     x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor, fit: Fit, generator: torch.Generator, *, folds: int = 5
 ) -> Selectivity:
-    """Of `fit` (x, y) -> probe on rows x (..., n, d) with labels y (n,) bool and types `groups` (n,). BadInput if no type has two rows."""
+    """Of `fit` (x, y) -> probe on rows x (..., n, d) with labels y (n,) bool and types `groups` (n,).
+
+    BadInput if no type has two rows, or if the rows outside a fold have one label or control label only.
+    """
     x = checked_rows(x)
     y = checked_labels(y, x.shape[-2])
     _, type_of, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
@@ -74,6 +77,13 @@ def selectivity(
         raise BadInput("selectivity needs input types with two rows or more; a type seen once cannot be memorised")
     control = control_labels(groups, generator)
     fold = spread_folds(groups, folds, generator)
+    for number in range(folds):
+        for name, labels in (("label", y), ("control label", control)):
+            outside = labels[fold != number]
+            if bool(outside.all()) or not bool(outside.any()):
+                raise BadInput(
+                    f"selectivity needs both classes outside each of {folds} folds; outside fold {number} there is one {name} only"
+                )
     right = {"task": [x.new_zeros(*x.shape[:-2], 0)], "control": [x.new_zeros(*x.shape[:-2], 0)]}
     for number in range(folds):
         seen = torch.zeros(len(sizes), dtype=torch.bool, device=x.device)

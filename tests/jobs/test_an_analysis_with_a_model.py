@@ -333,3 +333,13 @@ def test_a_row_that_an_analysis_refuses_is_named_by_file_and_line(
     with pytest.raises(RunFailed, match=r"rows\.jsonl, line 1: is bad") as failed:
         run_analysis("two.beside", llama, compare=str(llama), data=str(rows))
     assert failed.value.exit_code == 3
+
+
+def test_a_warning_is_in_the_object_and_in_what_is_shown_of_a_run(
+    run_analysis: Run, temporary_plugins: TemporaryPlugins, llama: Path, data: Path
+) -> None:
+    temporary_plugins.write("two", BESIDE.replace("    import torch\n", "    import torch\n    context.warn('look out')\n", 1))
+    run = run_analysis("two.beside", llama, compare=str(llama), data=str(data))
+    words = [sys.executable, "-m", "modelscope_app.cli.main", "runs", "show", str(run.folder)]
+    assert json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)["warnings"] == ["look out"]
+    assert "warning  look out" in subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -10,13 +10,13 @@ from typing import Any
 import polars as pl
 import torch
 
-from modelscope_app.api import JobContext, UsageError
+from modelscope_app.api import BadInput, JobContext, UsageError
 from modelscope_probes import linear_report as report
 from modelscope_probes.analyses.defection import chosen_layers, labelled, labelled_prompts, read_activations
 from modelscope_probes.conformal import benign_needed, conformal_threshold, threshold_rank
 from modelscope_probes.defection_report import number, with_interval
 from modelscope_probes.distractor import planted
-from modelscope_probes.held_out import UNSUPERVISED, Fitted, Split, fitted, fitted_pairs, fitter, split_of
+from modelscope_probes.held_out import UNSUPERVISED, Fitted, Split, features_of, fitted, fitted_pairs, fitter, pair_statistics, split_of
 from modelscope_probes.labelled_rows import Rows, read_rows_file
 from modelscope_probes.leace import leace
 from modelscope_probes.online_code import online_code
@@ -40,9 +40,10 @@ def run(context: JobContext, params: LinearParams) -> None:
         raise UsageError(f"--method {params.method} sees no labels and needs pairs: x_yes, x_no and truth in --activations")
     generators = {name: context.generator("linear", name) for name in ("bootstrap", "permutation")}
     if rows.score is not None:
-        everything = rows.labels == rows.labels
-        found = report.judged(rows.score[None], rows.labels, rows.groups, params.draws, params.level, generators)
-        _facts_and_tables(context, params, rows, [0], "none", everything, rows.score[None], found, {})
+        chosen = torch.ones_like(rows.labels) if rows.test is None else rows.test
+        judged = rows.score[None, chosen], rows.labels[chosen], rows.groups[chosen]
+        found = report.judged(*judged, params.draws, params.level, generators)
+        _facts_and_tables(context, params, rows, [0], "none", chosen, rows.score[None], found, {})
         for view in report.views(False, ["scores"]):
             context.view(view)
         return
@@ -50,7 +51,7 @@ def run(context: JobContext, params: LinearParams) -> None:
     split = split_of(rows, params.folds)
     finite = _finite_layers(context, rows, layers)
     known = _only(rows, finite)
-    made = context.once("fit", lambda: _numbers(_fit(context, params, known, split), rows)) if finite else {}
+    made = context.once("fit", lambda: _numbers(_fit(context, params, known, split))) if finite else {}
     held_out = torch.full((len(layers), len(split.judged)), torch.nan, dtype=torch.float64)
     columns: dict[str, torch.Tensor | Sequence[Any]] = {}
     if finite:
@@ -65,9 +66,9 @@ def run(context: JobContext, params: LinearParams) -> None:
     scored[:, split.judged] = held_out
     tables = _facts_and_tables(context, params, rows, layers, params.method, judged_rows, scored, found, columns)
     if finite:
-        best = layers.index(layers[report.best_row(found.auroc)])
-        _save_probe(context, params, rows, layers, finite, made, best)
-        at = finite.index(best)
+        best = report.best_row(found.auroc)
+        at = finite.index(best) if best in finite else 0  # where scores overflow, no layer is known
+        _save_probe(context, params, known, split, layers, finite, made, best)
         tables += _controls(context, params, known, split, at)
         if params.method in UNSUPERVISED:
             tables += _distractor(context, params, known, split, at)
@@ -91,16 +92,16 @@ def _rows(context: JobContext, params: LinearParams) -> tuple[Rows, list[int]]:
     x = read_activations(context, 0, prompts, sites, params.pooling, batch_tokens(params.tokens_per_batch, context.device), "prompts")
     data = labelled(prompts)
     has_groups = int(data.groups.max()) + 1 < len(prompts)
-    return Rows(data.labels, data.groups, has_groups, None, x=x.transpose(0, 1).contiguous()), layers
+    return Rows(data.labels, data.groups, has_groups, None, x=x.unbind(1)), layers
 
 
-def _sides(rows: Rows) -> dict[str, torch.Tensor]:
+def _sides(rows: Rows) -> dict[str, tuple[torch.Tensor, ...]]:
     return {name: values for name in ("x", "x_no", "x_yes") if (values := getattr(rows, name)) is not None}
 
 
 def _only(rows: Rows, places: Sequence[int]) -> Rows:
     """Rows of these layers alone."""
-    x, x_no, x_yes = (None if values is None else values[list(places)] for values in (rows.x, rows.x_no, rows.x_yes))
+    x, x_no, x_yes = (None if values is None else tuple(values[at] for at in places) for values in (rows.x, rows.x_no, rows.x_yes))
     return rows._replace(x=x, x_no=x_no, x_yes=x_yes)
 
 
@@ -115,18 +116,19 @@ def _finite_layers(context: JobContext, rows: Rows, layers: Sequence[int]) -> li
 
 
 def _fit(context: JobContext, params: LinearParams, rows: Rows, split: Split) -> Fitted:
-    if rows.x is not None:
-        return fitted(rows.x, rows.labels, split, fitter(params.method, params.c), check=context.check_cancelled)
+    if params.method not in UNSUPERVISED:
+        features = features_of(rows, params.pair_normalization)
+        fit = fitter(params.method, params.c)
+        return fitted(features, rows.layer_count, rows.labels, split, fit, check=context.check_cancelled)
     assert rows.x_no is not None and rows.x_yes is not None
     return fitted_pairs(
         *(rows.x_no, rows.x_yes, rows.labels, split, params.method, params.pair_normalization),
         generator=lambda: context.generator("fit", "restarts"),
-        C=params.c,
         check=context.check_cancelled,
     )
 
 
-def _numbers(made: Fitted, rows: Rows) -> dict[str, torch.Tensor]:
+def _numbers(made: Fitted) -> dict[str, torch.Tensor]:
     """What a stage can store."""
     extras = {name: getattr(made.probe, name) for name in _EXTRAS if isinstance(getattr(made.probe, name, None), torch.Tensor)}
     return {
@@ -183,7 +185,8 @@ def _facts_and_tables(
     if params.alpha is not None:
         benign = (~rows.labels) & judged_rows
         count = int(benign.sum())
-        thresholds = [_threshold(scored[layer, benign], params) for layer in range(len(layers))]
+        is_one_probe = rows.test is not None or method == "none"
+        thresholds = [_threshold(scored[layer, benign], params) if is_one_probe else None for layer in range(len(layers))]
         columns["threshold"] = [float("nan") if value is None else value for value in thresholds]
         facts |= {
             "alpha": str(params.alpha),
@@ -191,7 +194,12 @@ def _facts_and_tables(
             "threshold_rank": threshold_rank(count, params.alpha),
             "benign": count,
         }
-        if thresholds[best] is None and count < benign_needed(params.alpha):
+        if not is_one_probe:
+            context.warn(
+                f"no threshold for a false-positive rate of {params.alpha}: held-out scores are those of the folds' probes, and the saved "
+                "probe, fitted on all rows, is another one; give activations with `test` (1 = held out) to have one"
+            )
+        elif thresholds[best] is None and count < benign_needed(params.alpha):
             needed = benign_needed(params.alpha)
             context.warn(f"no threshold for a false-positive rate of {params.alpha}: it needs {needed} benign rows, and there are {count}")
     context.table("layers", report.layer_table(layers, method, found, columns))
@@ -213,12 +221,12 @@ def _facts_and_tables(
 
 def _how_judged(params: LinearParams, rows: Rows, method: str) -> str:
     if method == "none":
-        return "as given"
+        return "as given" if rows.test is None else "as given, held out by the file"
     return "held out by the file" if rows.test is not None else f"{params.folds} grouped folds"
 
 
 def _threshold(benign: torch.Tensor, params: LinearParams) -> float | None:
-    """The split-conformal threshold of held-out benign scores; None where they are too few or not finite."""
+    """The split-conformal threshold of one probe's scores of benign rows held out; None where they are too few or not finite."""
     if params.alpha is None or not len(benign) or not bool(torch.isfinite(benign).all()):
         return None
     found = conformal_threshold(benign, params.alpha)
@@ -227,14 +235,18 @@ def _threshold(benign: torch.Tensor, params: LinearParams) -> float | None:
 
 def _controls(context: JobContext, params: LinearParams, rows: Rows, split: Split, at: int) -> list[str]:
     """At the best layer: selectivity against control labels, and the description length of both kinds of labels."""
-    x = rows.x if rows.x is not None else _differences(rows)
-    x, labels, groups = x[at, split.fitting], rows.labels[split.fitting], rows.groups[split.fitting]
+    x = features_of(rows, params.pair_normalization)(at, split.fitting, split.fitting)
+    labels, groups = rows.labels[split.fitting], rows.groups[split.fitting]
     C = params.c
     supervised = params.method if params.method not in UNSUPERVISED else "logistic"
     facts: dict[str, Any] = {"selectivity": None, "control_accuracy": None}
     if rows.has_groups and int((groups.bincount() > 0).sum()) > 1 and int(groups.bincount().max()) > 1:
-        found = selectivity(x, labels, groups, fitter(supervised, C), context.generator("linear", "control"), folds=params.folds)
-        facts = {"selectivity": number(float(found.selectivity)), "control_accuracy": number(float(found.control))}
+        try:
+            found = selectivity(x, labels, groups, fitter(supervised, C), context.generator("linear", "control"), folds=params.folds)
+        except BadInput as error:
+            context.log(f"selectivity is unknown: {error}")
+        else:
+            facts = {"selectivity": number(float(found.selectivity)), "control_accuracy": number(float(found.control))}
     context.facts({**facts, "selectivity_of": supervised})
     if not params.online_code:
         return []
@@ -261,19 +273,15 @@ def _controls(context: JobContext, params: LinearParams, rows: Rows, split: Spli
     return ["online_code"]
 
 
-def _differences(rows: Rows) -> torch.Tensor:
-    assert rows.x_no is not None and rows.x_yes is not None
-    no, yes = rows.x_no.double(), rows.x_yes.double()
-    return (yes - yes.mean(1, keepdim=True)) - (no - no.mean(1, keepdim=True))
-
-
 def _distractor(context: JobContext, params: LinearParams, rows: Rows, split: Split, at: int) -> list[str]:
     """At the best layer, methods on pairs as they are and with a distractor planted: AUROC on the truth and on the distractor.
 
-    Beside the unsupervised methods stands one that sees the labels: what it does not find is not there.
+    Beside the unsupervised methods stands one that sees the labels: what it does not find is not there. Each fold's scores are turned
+    by the labels in question, truth or distractor, of its training rows: by truth alone, the sign of a probe that found the distractor
+    would be a coin toss in every fold.
     """
     assert rows.x_no is not None and rows.x_yes is not None
-    x_no, x_yes = rows.x_no[at : at + 1], rows.x_yes[at : at + 1]
+    x_no, x_yes = rows.x_no[at][None], rows.x_yes[at][None]
     strange = planted(x_no, x_yes, params.distractor, context.generator("linear", "distractor"))
     table = []
     for method in dict.fromkeys((params.method, "crc-tpc", "logistic")):
@@ -283,9 +291,11 @@ def _distractor(context: JobContext, params: LinearParams, rows: Rows, split: Sp
                 generator=lambda: context.generator("fit", "restarts"),
                 C=params.c,
                 check=context.check_cancelled,
+                sign_labels=strange.distractor,
             )
+            assert made.turned is not None
             on_truth = float(auroc(made.held_out, rows.labels[split.judged])[0])
-            on_distractor = float(auroc(made.held_out, strange.distractor[split.judged])[0])
+            on_distractor = float(auroc(made.turned, strange.distractor[split.judged])[0])
             table.append(
                 {
                     "method": method,
@@ -293,7 +303,7 @@ def _distractor(context: JobContext, params: LinearParams, rows: Rows, split: Sp
                     "pairs": data,
                     "strength": 0.0 if data == "as given" else params.distractor,
                     "auroc_truth": number(on_truth),
-                    "auroc_distractor": number(max(on_distractor, 1 - on_distractor)),
+                    "auroc_distractor": number(on_distractor),
                 }
             )
     context.table("distractor", pl.DataFrame(table, schema_overrides={"auroc_truth": pl.Float64, "auroc_distractor": pl.Float64}))
@@ -311,59 +321,82 @@ def _erasure(
     finite: Sequence[int],
     found: report.Judged,
 ) -> list[str]:
-    """LEACE fitted on training rows as the artifact `leace`, and the AUROC of the same method fitted again on what is left."""
-    x = rows.x if rows.x is not None else _differences(rows)
-    method = params.method if params.method not in UNSUPERVISED else "logistic"
-    after = fitted(x, rows.labels, split, fitter(method, params.c), erase=True, check=context.check_cancelled)
+    """LEACE fitted on training rows as the artifact `leace`, and the AUROC of one method fitted before and after.
+
+    For pairs, what is erased and fitted is the normalised difference. For a method that sees no labels the one fitted is logistic.
+    """
+    features = features_of(rows, params.pair_normalization)
+    is_own = params.method not in UNSUPERVISED
+    method = params.method if is_own else "logistic"
+
+    def of(erase: bool) -> Fitted:
+        return fitted(features, len(finite), rows.labels, split, fitter(method, params.c), erase, context.check_cancelled)
+
+    before = found.auroc[list(finite)] if is_own else auroc(of(erase=False).held_out, rows.labels[split.judged])
+    after = of(erase=True)
     aurocs = auroc(after.held_out, rows.labels[split.judged])
-    inside, labels = x[:, split.fitting].double(), rows.labels[split.fitting]
-    eraser = leace(inside, labels)
-    erased = eraser.erase(inside)
+    labels = rows.labels[split.fitting]
     centred = labels.double() - labels.double().mean()
-    left = ((erased - erased.mean(1, keepdim=True)).mT @ centred / (len(labels) - 1)).abs().amax(-1)  # (layer,)
+    width = features(0, split.fitting, split.fitting[:1]).shape[-1]
+    is_whole = len(finite) * width * width * 8 <= _WHOLE_PROJECTION_BYTES
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in ("mean", *(("P",) if is_whole else ("P_left", "P_right")))}
+    ranks, left = [], []
+    for layer in range(len(finite)):
+        context.check_cancelled()
+        inside = features(layer, split.fitting, split.fitting)
+        eraser = leace(inside, labels)
+        erased = eraser.erase(inside)
+        left.append(float(((erased - erased.mean(0)).mT @ centred / (len(labels) - 1)).abs().max()))
+        ranks.append(int(eraser.rank))
+        kept["mean"].append(eraser.mean)
+        factors = {"P": eraser.projection} if is_whole else {"P_left": eraser.left, "P_right": eraser.right}
+        for name, values in factors.items():
+            kept[name].append(values)
     context.table(
         "erasure",
         pl.DataFrame(
             {
                 "layer": [layers[at] for at in finite],
                 "method": [method] * len(finite),
-                "auroc_before": [number(float(found.auroc[at])) for at in finite],
+                "auroc_before": [number(value) for value in before.tolist()],
                 "auroc_after": [number(value) for value in aurocs.tolist()],
                 "train_auroc_after": [number(value) for value in auroc(after.train, labels).tolist()],
-                "largest_cross_covariance": left.tolist(),
-                "rank": eraser.rank.tolist(),
+                "largest_cross_covariance": left,
+                "rank": ranks,
             },
             schema_overrides={"auroc_before": pl.Float64, "auroc_after": pl.Float64, "train_auroc_after": pl.Float64},
         ),
     )
-    single = rows.layer_count == 1
-    width = x.shape[-1]
-    tensors = {"mean": eraser.mean}
-    if len(finite) * width * width * 8 <= _WHOLE_PROJECTION_BYTES:
-        tensors["P"] = eraser.projection
-    else:
-        tensors |= {"P_left": eraser.left, "P_right": eraser.right}
+    if not is_whole:
         context.log("P of all layers would take more than 1 GiB; its factors are stored, P = P_left @ P_right")
-    context.tensors("leace", {name: values[0] if single else values for name, values in tensors.items()})
+    context.tensors("leace", {name: values[0] if len(layers) == 1 else torch.stack(values) for name, values in kept.items()})
     at = finite.index(report.best_row(found.auroc)) if report.best_row(found.auroc) in finite else 0
-    context.facts({"erased_auroc": number(float(aurocs[at])), "largest_cross_covariance": float(left.max())})
+    context.facts({"erased_auroc": number(float(aurocs[at])), "largest_cross_covariance": max(left)})
     return ["erasure"]
 
 
 def _save_probe(
     context: JobContext,
     params: LinearParams,
-    rows: Rows,
+    known: Rows,
+    split: Split,
     layers: Sequence[int],
     finite: Sequence[int],
     made: dict[str, torch.Tensor],
     best: int,
 ) -> None:
-    """Artifact `probe`: the direction of every layer, zero where activations were not finite; with its card where a model is known."""
-    width = made["direction"].shape[-1]
-    direction, bias = torch.zeros(len(layers), width, dtype=torch.float64), torch.zeros(len(layers), dtype=torch.float64)
-    direction[list(finite)], bias[list(finite)] = made["direction"], made["bias"]
-    context.tensors("probe", {"direction": direction, "bias": bias})
+    """Artifact `probe`: the direction of every layer, zero where activations were not finite; with its card where a model is known.
+
+    A direction of pairs is one of normalised rows, and has the statistics of both sides beside it. `known` has the finite layers.
+    """
+    saved = {name: made[name] for name in ("direction", "bias")}
+    if known.x_no is not None and known.x_yes is not None:
+        saved |= pair_statistics(known.x_no, known.x_yes, split.fitting, params.pair_normalization)
+    whole = {}
+    for name, values in saved.items():
+        whole[name] = values.new_full((len(layers), *values.shape[1:]), 1.0 if name.startswith("scale") else 0.0)
+        whole[name][list(finite)] = values
+    context.tensors("probe", whole)
     if not context.checkpoints or params.activations:
         return
     tokenizer = context.tokenizer(0)
@@ -377,6 +410,6 @@ def _save_probe(
         model=context.checkpoints[0].fingerprint,
         model_name=context.checkpoints[0].name,
         tokenizer=tokenizer_hash(tokenizer.encode),
-        fitted_on=hashlib.sha256(json.dumps(rows.labels.tolist()).encode()).hexdigest()[:16],
+        fitted_on=hashlib.sha256(json.dumps(known.labels.tolist()).encode()).hexdigest()[:16],
     )
     context.json("probe", card.model_dump(mode="json"))

@@ -97,6 +97,29 @@ def test_a_threshold_that_needs_more_benign_rows_is_unknown_and_said(run_analysi
     assert "needs 99 benign rows, and there are 80" in (run.folder / "log.txt").read_text()
 
 
+def test_folds_have_no_threshold_and_rows_held_out_have(run_analysis: Run, write: Write) -> None:
+    x, y = rows()
+    folds = run_analysis("probes.linear", activations=write(x=x, y=y), method="lda", alpha="1/10", online_code=False)
+    assert folds.facts["threshold"] is None and folds.facts["threshold_rank"] == 73 and folds.facts["benign"] == 80
+    assert folds.table("layers")["threshold"].to_list() == [None]
+    assert "give activations with `test` (1 = held out) to have one" in (folds.folder / "log.txt").read_text()
+    test = torch.arange(COUNT) >= 100
+    path = write(x=x, y=y, test=test.long())
+    held_out = run_analysis("probes.linear", activations=path, method="lda", alpha="1/10", online_code=False)
+    probe = held_out.tensors("probe")
+    benign = (x[test & (y == 0)].double() @ probe["direction"][0] + probe["bias"][0]).sort().values
+    assert held_out.facts["threshold"] == pytest.approx(float(benign[held_out.facts["threshold_rank"] - 1]), abs=1e-9)
+
+
+def test_of_scores_only_the_rows_held_out_are_judged(run_analysis: Run, write: Write) -> None:
+    x, y = rows()
+    test = torch.arange(COUNT) >= 100
+    run = run_analysis("probes.linear", activations=write(score=x[:, 0], y=y, test=test.long()), alpha="1/10")
+    assert run.facts["test_auroc"]["value"] == pytest.approx(brute_auroc(x[test, 0], y[test]), abs=1e-12)
+    assert run.facts["judged"] == "as given, held out by the file" and run.facts["judged_rows"] == 60
+    assert run.facts["benign"] == 30 and run.table("scores")["row"].to_list() == list(range(100, COUNT))
+
+
 def test_the_erased_label_is_gone_from_training_rows_and_the_eraser_is_saved(run_analysis: Run, write: Write) -> None:
     x, y = rows(strength=3.0)
     run = run_analysis("probes.linear", activations=write(x=x, y=y), method="lda", erase="leace")
@@ -108,6 +131,53 @@ def test_the_erased_label_is_gone_from_training_rows_and_the_eraser_is_saved(run
     row = run.table("erasure").row(0, named=True)
     assert row["auroc_before"] > 0.9 and abs(row["train_auroc_after"] - 0.5) < 0.1  # a direction of rounding errors
     assert row["largest_cross_covariance"] < 1e-9
+
+
+def pairs(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand(COUNT, generator=generator) < 0.5
+    no = torch.randn(COUNT, WIDTH, generator=generator)
+    yes = 3 + 2 * (no + 0.3 * torch.randn(COUNT, WIDTH, generator=generator))
+    yes[:, 2] += torch.where(truth, 2.0, -2.0)
+    return {"x_yes": yes, "x_no": no, "truth": truth}
+
+
+@pytest.mark.parametrize("method", ["ccs", "crc-tpc", "lda"])
+def test_a_saved_probe_of_pairs_scores_raw_pairs_by_the_formula_of_the_docs(run_analysis: Run, write: Write, method: str) -> None:
+    given = pairs()
+    test = torch.arange(COUNT) % 4 == 0  # so that the one probe there is has judged rows too
+    run = run_analysis("probes.linear", activations=write(**given, test=test.long()), method=method, online_code=False, draws=200)
+    probe = {name: values[0] for name, values in run.tensors("probe").items()}
+    sides = {side: (given[f"x_{side}"].double() - probe[f"mean_{side}"]) / probe[f"scale_{side}"] for side in ("yes", "no")}
+    if method == "ccs":
+        p = {side: (values @ probe["direction"] + probe["bias"]).sigmoid() for side, values in sides.items()}
+        score = (p["yes"] + 1 - p["no"]) / 2 - 0.5
+    else:
+        score = (sides["yes"] - sides["no"]) @ probe["direction"] + probe["bias"]
+    truth = given["truth"].long()
+    assert run.table("scores")["score"].to_list() == pytest.approx(score[test].tolist(), abs=1e-9)
+    assert run.table("layers")["train_auroc"][0] == pytest.approx(brute_auroc(score[~test], truth[~test]), abs=1e-12)
+    assert run.table("layers")["test_accuracy"][0] == pytest.approx(float(((score > 0) == given["truth"])[test].double().mean()))
+
+
+@pytest.mark.parametrize(("method", "shown"), [("crc-tpc", "logistic"), ("lda", "lda")])
+def test_before_and_after_erasure_are_one_method_on_normalised_differences(
+    run_analysis: Run, write: Write, method: str, shown: str
+) -> None:
+    path, options = write(**pairs()), {"online_code": False, "draws": 200}
+    row = run_analysis("probes.linear", activations=path, method=method, erase="leace", **options).table("erasure").row(0, named=True)
+    alone = run_analysis("probes.linear", activations=path, method=shown, **options)
+    assert row["method"] == shown and row["auroc_before"] == pytest.approx(alone.facts["test_auroc"]["value"], abs=1e-12)
+    assert row["auroc_before"] > 0.95 and row["auroc_after"] < 0.7
+
+
+def test_selectivity_that_cannot_be_computed_is_null_and_said(run_analysis: Run, write: Write) -> None:
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([1, 0, 0, 0, 1, 0])  # of the rows to fit on, one is 1: the fold that has it leaves none
+    group, test = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 0, 1, 1])
+    run = run_analysis("probes.linear", activations=write(x=x, y=y, group=group, test=test), method="lda", online_code=False)
+    assert run.status == "done" and run.facts["selectivity"] is None and run.facts["control_accuracy"] is None
+    assert "selectivity is unknown" in (run.folder / "log.txt").read_text()
 
 
 def test_an_unsupervised_method_that_finds_the_distractor_says_so(run_analysis: Run, write: Write) -> None:
@@ -163,6 +233,22 @@ def test_prompts_of_a_checkpoint_are_read_and_fitted(run_analysis: Run, tiny_lm:
         ({"x": torch.zeros(8, 2, 3, 4), "y": torch.arange(8) % 2}, {}, "of shape .n, d. or .n, layer, d.", 3),
         ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2, "test": torch.zeros(8)}, {}, "hold nothing", 3),
         ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2, "group": torch.zeros(8)}, {}, "one whole number a row", 3),
+        ({"x": torch.zeros(8, 2), "y": torch.tensor(1)}, {}, r"y has shape \(\); it is one number a row", 3),
+        ({"x": torch.tensor(0.0), "y": torch.arange(8) % 2}, {}, "x is a single number, and y has 8 rows", 3),
+        ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2, "group": torch.tensor(1)}, {}, "group is a single number", 3),
+        ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2, "test": torch.tensor(1)}, {}, "test is a single number", 3),
+        (
+            {"x": torch.zeros(8, 2), "y": torch.arange(8) % 2, "group": torch.zeros(8).long()},
+            {},
+            "labelled 1 are in 1 of 1 groups, and 5 grouped folds leave a probe without them",
+            3,
+        ),
+        (
+            {"x": torch.zeros(8, 2), "y": (torch.arange(8) < 3).long(), "group": torch.arange(8) // 3},
+            {"folds": 3},
+            "labelled 1 are in 1 of 3 groups, and 3 grouped folds",
+            3,
+        ),
         ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2}, {"method": "ccs"}, "needs pairs: x_yes, x_no and truth", 2),
     ],
 )

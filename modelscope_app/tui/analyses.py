@@ -189,7 +189,8 @@ class AnalysesBrowser(Vertical):
             self._say(plain("nothing fits; escape goes back" if words else "no plugin is installed that has an analysis"))
             return
         self._say(None)
-        first = next((place for place, offer in enumerate(self._shown) if offer is not None), None)
+        can_run = [offer is not None and why_not(offer.takes, self._opened) is None for offer in self._shown]
+        first = can_run.index(True) if any(can_run) else next((at for at, offer in enumerate(self._shown) if offer is not None), None)
         options.highlighted = next((place for place, offer in enumerate(self._shown) if offer is not None and offer == before), first)
 
     def _add(self, prompt: Content, offer: Offer | None) -> None:

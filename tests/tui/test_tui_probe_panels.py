@@ -344,8 +344,8 @@ async def test_a_prompt_is_scored_with_the_runs_own_probe_and_its_map_comes_as_i
         write_scores(app.runs[0], score=101.5)
         app.end(0)
         await until(pilot, lambda: "1: score 101.5 (layer 1, its last token)" in text_of(app))
+        await until(pilot, lambda: "this run's prompts: label 0 101 to 101, label 1 105 to 105" in squeezed(app))
         said = squeezed(app)
-        assert "this run's prompts: label 0 101 to 101, label 1 105 to 105" in said
         assert "answer: it\\x1b[2J answers" in said and "\x1b" not in said
         assert "› 1 101.5 hi" in said.replace("›1", "› 1")
 

@@ -51,6 +51,7 @@ def test_open_run_watch_sort_copy_and_run_the_command_headless(window: Terminal,
     window.keys("/")
     window.keys(*"weights.stats")
     window.wait_for("What values does each tensor hold")
+    window.keys("Down")  # from the search to the list
     window.press_until("Enter", "$ mscope run weights.stats")
     window.wait_for("fits:")
     window.keys("C-r")

@@ -64,6 +64,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q modelscope_app plugins  # as pip does for a package that is not editable
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -10,12 +10,15 @@
 | busy table  | key to paint in a table of 1,000,000 rows while a job of the service sends 1,000 events a second, against the same      |
 |             | table before the job began                                                                                            |
 
+Both apps have their bytecode, as pip leaves it; PYTHONDONTWRITEBYTECODE would have an editable install compile itself at every start.
+
 `bench/table.py` compares the table with the bare widget. Each line of output is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import statistics
@@ -28,6 +31,8 @@ from inspect_comparison import checkpoint
 from jobs import own_folders
 from pseudo_terminal import PseudoTerminal
 from table import DOWN, made_run
+
+import modelscope_app
 
 MOST_TIMES_EMPTY = 2.0
 MOST_TIMES_QUIET = 2.0
@@ -48,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    compileall.compile_dir(Path(modelscope_app.__file__).parent, quiet=1)
     cache = Path(tempfile.gettempdir()) / f"mscope-bench-{os.getuid()}"
     folder = checkpoint(cache / "inspect-18000-200-v1")
     with tempfile.TemporaryDirectory(prefix="mscope-bench-") as own:

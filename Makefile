@@ -43,9 +43,12 @@ oracles:  ## ask the independent oracles again, in an environment of their own, 
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/python -m pip install --quiet torch==2.13.0
 	.venv-oracles/bin/python -m pip install --quiet numpy scipy safetensors scikit-learn concept-erasure
+	.venv-oracles/bin/python -m pip install --quiet --constraint constraints.txt transformers accelerate einops opt_einsum
+	.venv-oracles/bin/python -m pip install --quiet --no-deps kronfluence==1.0.1 einconv  # which asks for torchvision and never imports it
 	.venv-oracles/bin/python tests/oracles/ask_scipy.py
 	.venv-oracles/bin/python tests/oracles/ask_scikit_learn.py
 	.venv-oracles/bin/python tests/oracles/ask_scikit_learn_metrics.py
+	.venv-oracles/bin/python tests/oracles/ask_kronfluence.py
 
 wheel: $(VENV)/.installed-test  ## build the wheel and try it in an empty environment
 	$(BIN)/python tests/packaging/try_wheel.py

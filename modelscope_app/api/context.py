@@ -125,7 +125,7 @@ class LabelledFeatures(NamedTuple):
     """Rows of a data file for an `mlp` classifier; row i has id i."""
 
     features: torch.Tensor
-    """(row, feature) float32."""
+    """(row, feature) float64, as the file has them; the model casts them to its own dtype."""
     labels: torch.Tensor
     """(row,) int64."""
     rows: Sequence[Mapping[str, Any]]

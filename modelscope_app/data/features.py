@@ -12,10 +12,11 @@ _LARGEST_LABEL = 2**63 - 1
 
 
 def read_labelled_features(path: str | Path, layer_sizes: Sequence[int] | None = None, readers: Sequence[Reader] = ()) -> LabelledFeatures:
-    """All rows of a data file as features (row, feature) float32 and labels (row,) int64.
+    """All rows of a data file as features (row, feature) float64 and labels (row,) int64.
 
     With `layer_sizes` of an `mlp`, a row has as many features as it has inputs and a label that is one of its classes; without,
-    as many features as the first row and any label from 0. Raises BadInput naming file, line and reason.
+    as many features as the first row and any label from 0. Models compute in float32 mostly: what has no place there is refused, though
+    the digits beyond are kept. Raises BadInput naming file, line and reason.
     """
     import numpy
     import torch
@@ -24,7 +25,7 @@ def read_labelled_features(path: str | Path, layer_sizes: Sequence[int] | None =
     width = layer_sizes[0] if layer_sizes else len(_numbers(rows, 0))
     asked_by = "the model takes" if layer_sizes else "the first row has"
     classes = layer_sizes[-1] if layer_sizes else _LARGEST_LABEL + 1
-    features = numpy.empty((len(rows.rows), width), dtype=numpy.float32)
+    features = numpy.empty((len(rows.rows), width), dtype=numpy.float64)
     labels = numpy.empty(len(rows.rows), dtype=numpy.int64)
     with numpy.errstate(over="ignore"):
         for id in range(len(rows.rows)):
@@ -36,10 +37,11 @@ def read_labelled_features(path: str | Path, layer_sizes: Sequence[int] | None =
             except OverflowError:
                 features[id] = numpy.inf
             labels[id] = _label(rows, id, classes)
-    infinite_rows = numpy.flatnonzero(~numpy.isfinite(features).all(axis=1))
+        finite = numpy.isfinite(features.astype(numpy.float32))
+    infinite_rows = numpy.flatnonzero(~finite.all(axis=1))
     if len(infinite_rows):
         id = int(infinite_rows[0])
-        position = int((~numpy.isfinite(features[id])).argmax())
+        position = int((~finite[id]).argmax())
         raise rows.bad_row(id, f"feature {position} is {shown(_numbers(rows, id)[position])}, which is not a finite float32")
     return LabelledFeatures(torch.from_numpy(features), torch.from_numpy(labels), rows.rows)
 

@@ -20,7 +20,7 @@ SIZES = [3, 5, 2]
 def test_features_and_labels_are_read_with_their_rows(write: Write) -> None:
     rows = [{"features": [0, 0.5, -1e-3], "label": 1, "who": "a"}, {"features": [1, 2, 3], "label": 0}]
     data = read_labelled_features(write("rows.jsonl", rows), SIZES)
-    assert torch.equal(data.features, torch.tensor([[0, 0.5, -1e-3], [1, 2, 3]], dtype=torch.float32))
+    assert torch.equal(data.features, torch.tensor([[0, 0.5, -1e-3], [1, 2, 3]], dtype=torch.float64)), "every digit of the file"
     assert torch.equal(data.labels, torch.tensor([1, 0]))
     assert data.labels.dtype == torch.int64
     assert data.rows == rows

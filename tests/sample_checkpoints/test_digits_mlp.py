@@ -30,7 +30,8 @@ def predictions(folder: Path, features: torch.Tensor) -> torch.Tensor:
 
 
 def rows(folder: Path, name: str) -> LabelledFeatures:
-    return read_labelled_features(folder / name, LAYER_SIZES)
+    found = read_labelled_features(folder / name, LAYER_SIZES)
+    return found._replace(features=found.features.float())
 
 
 def share(hits: torch.Tensor) -> str:

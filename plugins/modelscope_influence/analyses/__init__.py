@@ -1,0 +1,1 @@
+"""One module per analysis: what it does, in the order it happens."""

@@ -1,0 +1,99 @@
+"""EK-FAC and its relatives: a Gauss-Newton Hessian that can be inverted, one block for each weight. Pure tensors.
+
+With a the inputs and g the output gradients of a weight (out, in) over real positions, uncentred covariances A = E[a a^T] and
+S = E[g g^T], eigenvectors Q_A and Q_S, and D_b the gradient of row b in that basis, the block is
+
+    H = (Q_S x Q_A) diag(eigenvalues) (Q_S x Q_A)^T
+    eigenvalues = mean over rows of D_b^2        EK-FAC (George et al. 2018): one row is one sample, whatever its length
+                  lambda_S lambda_A^T            K-FAC (Martens and Grosse 2015): positions are samples, so its scale is another
+    H = diag(mean over rows of DW_b^2)           diagonal
+    H = I                                        identity: gradient dot product, undamped
+
+and (H + damping I)^-1 V = Q_S [ (Q_S^T V Q_A) / (eigenvalues + damping) ] Q_A^T, with damping a fraction of the block's mean eigenvalue
+(Grosse et al. 2023 take 0.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from modelscope_app.api import JobFailed
+from modelscope_influence.contractions import Basis
+from modelscope_influence.recording import UseOfWeight
+
+Method = Literal["ekfac", "kfac", "diagonal", "identity"]
+
+
+class Curvature(NamedTuple):
+    """The block of one weight."""
+
+    basis: Basis | None
+    """None where the block is diagonal in the parameters themselves."""
+    eigenvalues: torch.Tensor | None
+    """(out, in), not negative; None for the identity."""
+    rows: int
+    """Training rows that went into it."""
+    positions: int
+    """Real positions of them."""
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """What damping is a fraction of; 1 for the identity."""
+        return 1.0 if self.eigenvalues is None else float(self.eigenvalues.double().mean())
+
+    def inverse(self, fraction: float) -> torch.Tensor | None:
+        """(out, in) float64: 1 / (eigenvalue + damping), in the basis; None for the identity.
+
+        Raises JobFailed where an eigenvalue is zero and nothing damps it.
+        """
+        if self.eigenvalues is None:
+            return None
+        damped = self.eigenvalues.double() + fraction * self.mean_eigenvalue
+        if not bool((damped > 0).all()):
+            raise JobFailed("the curvature is singular (an eigenvalue is zero, and damping is too); raise --damping above 0")
+        return damped.reciprocal_()
+
+    def precondition(self, gradient: torch.Tensor, fraction: float) -> torch.Tensor:
+        """(..., out, in): (H + damping)^-1 applied to gradients, in their dtype."""
+        inverse = self.inverse(fraction)
+        if inverse is None:
+            return gradient
+        inverse = inverse.to(gradient)
+        if self.basis is None:
+            return gradient * inverse
+        basis = Basis(self.basis.inputs.to(gradient), self.basis.outputs.to(gradient))
+        return basis.rotate_back(basis.rotate(gradient) * inverse)
+
+
+def input_sums(uses: Sequence[UseOfWeight]) -> torch.Tensor:
+    """(in, in): sum of a a^T over all positions of all uses."""
+    return _sums([use.inputs for use in uses])
+
+
+def gradient_sums(uses: Sequence[UseOfWeight]) -> torch.Tensor:
+    """(out, out): sum of g g^T over all positions of all uses."""
+    return _sums([use.gradients for use in uses])
+
+
+def _sums(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    flat = [part.flatten(0, 1) for part in parts]
+    total = flat[0].T @ flat[0]
+    for part in flat[1:]:
+        total += part.T @ part
+    return total
+
+
+def eigendecomposition(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues (n,) ascending and eigenvectors (n, n) as columns of a covariance, both in float64."""
+    symmetric = covariance.double()
+    symmetric = (symmetric + symmetric.T) / 2
+    values, vectors = torch.linalg.eigh(symmetric)
+    return values, vectors
+
+
+def kfac_eigenvalues(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """(out, in) from the eigenvalues of both covariances; rounding below zero is zero."""
+    return outputs.clamp(min=0)[:, None] * inputs.clamp(min=0)

@@ -1,0 +1,55 @@
+"""What influence will need beside the model, told from headers and params. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from modelscope_app.api import Checkpoint, Estimate
+from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
+
+_FIXED_BYTES = 64 * 2**20
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_LAYER = re.compile(r"\.\d+\.")
+
+
+def factors_estimate(checkpoints: Sequence[Checkpoint], params: FactorsParams) -> Estimate:
+    """Covariances, then bases and eigenvalues, and one batch."""
+    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + _FIXED_BYTES, seconds=None, needs_model=True)
+
+
+def self_estimate(checkpoints: Sequence[Checkpoint], params: SelfParams) -> Estimate:
+    """Curvature and a batch's row gradients of one module."""
+    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + _FIXED_BYTES, seconds=None, needs_model=True)
+
+
+def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> Estimate:
+    """Curvature and the gradients of the queries that are held at once, as they are and preconditioned."""
+    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + 2 * 2**30 + _FIXED_BYTES, seconds=None, needs_model=True)
+
+
+def _curvature_bytes(checkpoints: Sequence[Checkpoint], params: FactorsParams | ScoresParams | SelfParams) -> int:
+    """Twice what bases and eigenvalues take in float32: covariances stand beside the bases that are made of them."""
+    if params.curvature == "identity" or not checkpoints:
+        return 0
+    total = 0
+    for outputs, inputs in _shapes(checkpoints[0], params.modules):
+        squares = outputs**2 + inputs**2 if params.curvature in ("ekfac", "kfac") else 0
+        total += (2 * squares + outputs * inputs) * 4
+    return total
+
+
+def _shapes(checkpoint: Checkpoint, modules: str) -> Iterator[tuple[int, int]]:
+    """(out, in) of the weights that `modules` means, as far as names of tensors tell."""
+    is_mlp = (checkpoint.config or {}).get("model_type") == "mlp"
+    parts = [part.strip() for part in modules.split(",")]
+    for name, header in checkpoint.tensors.items():
+        module = name.removesuffix(".weight")
+        if module == name or len(header.shape) != 2:
+            continue
+        is_attention = bool(_ATTENTION.search(module))
+        is_inside = is_mlp or bool(_LAYER.search(name))
+        words = {"all": is_inside, "mlp": is_inside and not is_attention, "attention": is_inside and is_attention}
+        if any(words.get(part, part == module or (is_inside and fnmatchcase(module, part))) for part in parts):
+            yield header.shape[0], header.shape[1]

@@ -1,0 +1,165 @@
+"""Fitting curvature: passes over the training data, eigendecompositions between them, and the cache both are kept in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from modelscope_app.api import BadInput, JobContext
+from modelscope_influence.contractions import Basis
+from modelscope_influence.ekfac import Curvature, Method, eigendecomposition, kfac_eigenvalues
+from modelscope_influence.factor_passes import CovariancePass, EigenvaluePass, Labels
+from modelscope_influence.objectives import Fisher, Task
+from modelscope_influence.weights import Weight
+
+_CACHE_VERSION = 1
+
+
+class Settings(NamedTuple):
+    """What curvature depends on beside checkpoint and data."""
+
+    method: Method
+    fisher: Fisher
+    draws: int
+
+
+class Fitted(NamedTuple):
+    """Curvature by weight."""
+
+    curvatures: Mapping[str, Curvature]
+    aside: Sequence[int]
+    """Training rows that were left out: their loss is not finite."""
+
+
+def fit(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings, path: str) -> Fitted:
+    """Curvature of these weights over these rows, found in the cache or fitted and kept there."""
+    if settings.method == "identity":
+        rows = len(task.ids)
+        return Fitted({weight.name: Curvature(None, None, rows, _positions(task)) for weight in weights}, [])
+    found = context.cached(cache_key(context, weights, settings, path), lambda: {"factors": _fitted(context, task, weights, settings)})[
+        "factors"
+    ]
+    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, found["is_aside"].nonzero()[:, 0].tolist())
+
+
+def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, reference: str) -> Fitted:
+    """Curvature an earlier run left behind. Raises BadInput for one of another checkpoint, other modules or another curvature."""
+    run = context.run(reference)
+    if "curvature" not in run.artifacts or not run.analysis.endswith(".factors"):
+        raise BadInput(f"--factors {reference}: run {run.id} of {run.analysis} ({run.status}) holds no fitted curvature")
+    about = run.json("fitted_on")
+    if about.get("checkpoint") != context.checkpoints[0].fingerprint:
+        raise BadInput(f"--factors {reference}: its curvature is of another checkpoint ({about.get('name')}); fit this one's")
+    if about.get("settings") != [settings.method, settings.fisher, settings.draws]:
+        raise BadInput(f"--factors {reference}: it was fitted with {about.get('settings')}, and this run asks for {list(settings)}")
+    found = run.tensors("curvature")
+    missing = [weight.name for weight in weights if f"eigenvalues {weight.name}" not in found]
+    if missing:
+        raise BadInput(f"--factors {reference}: it has no curvature of {missing[0]} ({len(missing)} modules are missing)")
+    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, found["is_aside"].nonzero()[:, 0].tolist())
+
+
+def keep(context: JobContext, fitted: Fitted, settings: Settings, rows: int) -> None:
+    """Leave curvature behind for other runs: artifact `curvature`, and `fitted_on`, which says of what."""
+    aside = torch.zeros(rows, dtype=torch.bool)
+    aside[list(fitted.aside)] = True
+    tensors: dict[str, torch.Tensor] = {"is_aside": aside}
+    for name, curvature in fitted.curvatures.items():
+        if curvature.basis is not None:
+            tensors |= {f"inputs {name}": curvature.basis.inputs, f"outputs {name}": curvature.basis.outputs}
+        if curvature.eigenvalues is not None:
+            tensors[f"eigenvalues {name}"] = curvature.eigenvalues
+        tensors |= {f"positions {name}": torch.tensor(curvature.positions), "rows": torch.tensor(curvature.rows)}
+    context.tensors("curvature", tensors)
+    checkpoint = context.checkpoints[0]
+    context.json(
+        "fitted_on", {"checkpoint": checkpoint.fingerprint, "name": checkpoint.name, "settings": list(settings), "seed": context.seed}
+    )
+
+
+def cache_key(context: JobContext, weights: Sequence[Weight], settings: Settings, path: str) -> dict[str, Any]:
+    """Everything fitted curvature depends on."""
+    return {
+        "analysis": "influence",
+        "version": _CACHE_VERSION,
+        "what": "curvature",
+        "checkpoint": context.checkpoints[0].fingerprint,
+        "data": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "weights": [[weight.name, weight.outputs, weight.inputs, len(weight.uses)] for weight in weights],
+        "settings": list(settings) if settings.fisher == "true" else [settings.method, settings.fisher, 1],
+        "seed": context.seed if settings.fisher == "true" else None,
+        "dtype": str(context.dtype),
+        "device": context.device.type,
+    }
+
+
+def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings) -> dict[str, torch.Tensor]:
+    labels = Labels(settings.fisher, settings.draws, context.generator)
+    dtype = _sum_dtype(context)
+    found: dict[str, torch.Tensor] = {}
+    bases: dict[str, Basis] | None = None
+    if settings.method in ("ekfac", "kfac"):
+        sums = context.fold("covariances", CovariancePass(task, weights, labels, dtype), task.source())
+        found = context.once("eigenvectors", lambda: _eigenvectors(context, weights, sums, dtype))
+        found |= {"is_aside": sums["is_aside"], "rows": sums["rows"]}
+        found |= {f"positions {weight.name}": sums[f"positions {weight.name}"] for weight in weights}
+        bases = {weight.name: Basis(found[f"inputs {weight.name}"], found[f"outputs {weight.name}"]) for weight in weights}
+    if settings.method in ("ekfac", "diagonal"):
+        squares = context.fold("eigenvalues", EigenvaluePass(task, weights, labels, _on(context, bases), dtype), task.source())
+        rows = _some(int(squares["rows"]))
+        found |= {"is_aside": squares["is_aside"], "rows": squares["rows"]}
+        found |= {f"eigenvalues {weight.name}": squares[f"squares {weight.name}"] / rows for weight in weights}
+    return found
+
+
+def _eigenvectors(
+    context: JobContext, weights: Sequence[Weight], sums: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Bases and K-FAC's eigenvalues. Equal covariances (a gate and an up projection read the same inputs) are decomposed once."""
+    _some(int(sums["rows"]))
+    found: dict[str, torch.Tensor] = {}
+    total = sum(weight.inputs**3 + weight.outputs**3 for weight in weights)
+    done = 0
+    for weight in weights:
+        positions = int(sums[f"positions {weight.name}"])
+        input_values, inputs = eigendecomposition(sums[f"inputs {weight.name}"] / positions)
+        context.check_cancelled()
+        output_values, outputs = eigendecomposition(sums[f"outputs {weight.name}"] / positions)
+        found[f"inputs {weight.name}"] = inputs.to(dtype)
+        found[f"outputs {weight.name}"] = outputs.to(dtype)
+        found[f"eigenvalues {weight.name}"] = kfac_eigenvalues(output_values, input_values).to(dtype)
+        done += weight.inputs**3 + weight.outputs**3
+        context.progress(done / 1e9, total / 1e9, "billions of steps of eigendecomposition")
+        context.check_cancelled()
+    return found
+
+
+def _curvature(found: Mapping[str, torch.Tensor], name: str) -> Curvature:
+    basis = Basis(found[f"inputs {name}"], found[f"outputs {name}"]) if f"inputs {name}" in found else None
+    positions = int(found[f"positions {name}"]) if f"positions {name}" in found else 0
+    return Curvature(basis, found[f"eigenvalues {name}"], int(found["rows"]), positions)
+
+
+def _sum_dtype(context: JobContext) -> torch.dtype:
+    """Of sums, bases and eigenvalues: float64 where the model computes in it, else float32."""
+    return torch.float64 if next(context.model().module.parameters()).dtype == torch.float64 else torch.float32
+
+
+def _on(context: JobContext, bases: Mapping[str, Basis] | None) -> dict[str, Basis] | None:
+    if bases is None:
+        return None
+    return {name: Basis(basis.inputs.to(context.device), basis.outputs.to(context.device)) for name, basis in bases.items()}
+
+
+def _positions(task: Task) -> int:
+    return sum(map(task.positions, task.ids))
+
+
+def _some(rows: int) -> int:
+    if not rows:
+        raise BadInput("no training row has a finite loss: every one was set aside; are the checkpoint's weights finite?")
+    return rows

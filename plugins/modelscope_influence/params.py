@@ -1,0 +1,79 @@
+"""Options of the influence analyses, declared once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from modelscope_app.api import DataFile, RunReference
+
+TRAIN_HELP = "the training data: text, prompt and completion, messages or input_ids; features and label for an mlp"
+QUERIES_HELP = "what to explain, in the same form: its completion is what the model did"
+MODULES_HELP = (
+    "mlp, attention or all (linear layers inside the model's layers), or names and patterns with *, separated by commas; an LM head or "
+    "an embedding only by its full name"
+)
+FISHER_HELP = "labels the curvature is taken over: drawn from the model (true), every class (exact, few classes), the data's (empirical)"
+CURVATURE_HELP = "how the Hessian is approximated; identity is the plain dot product of gradients"
+DAMPING_HELP = "damping, as a fraction of each module's mean eigenvalue"
+BATCH_HELP = "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 256 tokens on a CPU, 4096 on a GPU"
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Fitting(_Params):
+    """What curvature is fitted on."""
+
+    train: DataFile = Field(description=TRAIN_HELP)
+    modules: str = Field(default="mlp", description=MODULES_HELP)
+    curvature: Literal["ekfac", "kfac", "diagonal", "identity"] = Field(default="ekfac", description=CURVATURE_HELP)
+    fisher: Literal["true", "exact", "empirical"] = Field(default="true", description=FISHER_HELP)
+    label_draws: int = Field(default=1, ge=1, le=1000, description="labels drawn for each position, with --fisher true")
+    damping: float = Field(default=0.1, ge=0, le=1e6, allow_inf_nan=False, description=DAMPING_HELP)
+    batch_size: int | None = Field(default=None, ge=1, le=10_000_000, description=BATCH_HELP)
+
+    @field_validator("modules")
+    @classmethod
+    def _some_module(cls, modules: str) -> str:
+        if not modules.strip(" ,"):
+            raise ValueError("mlp, attention and all are possible, or the name of a module, as in model.layers.*.mlp.*")
+        return modules
+
+
+class FactorsParams(_Fitting):
+    """Options of `influence.factors`."""
+
+
+class _Scoring(_Fitting):
+    """What both kinds of scores take."""
+
+    factors: RunReference = Field(
+        default="",
+        description="an earlier run of influence.factors to take the curvature of, which must be of this checkpoint and these modules",
+    )
+    flag: str = Field(
+        default="", description="a column of the training data, true for the rows that should be found; empty for `poisoned` if it is there"
+    )
+
+
+class ScoresParams(_Scoring):
+    """Options of `influence.scores`."""
+
+    queries: DataFile = Field(description=QUERIES_HELP)
+    measure: Literal["loss", "logprob", "margin"] = Field(default="loss", description="what of a query is explained")
+    top_k: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="keep only the rows of the highest and lowest scores of each query; none for all"
+    )
+    per_module: bool = Field(default=False, description="also the score by module, in the table `modules`")
+    per_token: bool = Field(default=False, description="also the score by token of the training rows, in the tables `tokens` and `spans`")
+    baselines: bool = Field(default=True, description="BM25 and the cosine of gradients beside every score")
+    queries_at_once: int | None = Field(
+        default=None, ge=1, le=100_000, description="queries whose gradients are held at once; none for what fits into 2 GB"
+    )
+
+
+class SelfParams(_Scoring):
+    """Options of `influence.self`."""

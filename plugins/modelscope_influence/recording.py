@@ -1,0 +1,112 @@
+"""The one recorder: what each weight was given and what its outputs' gradients are, for every pass of this plugin.
+
+    with recorded(weights, consume) as tape:
+        loss = ...                      # a forward pass
+        tape.mask = real                # (batch, position) bool: what is not real counts as zero
+        tape.backward(loss)
+
+`consume(weight, uses)` is called once for each weight, during the backward pass, as soon as all its uses have their gradients; what it
+was given is let go afterwards, so that memory holds the inputs of the weights still to come and no gradient of a parameter at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from modelscope_influence.weights import Kind, Weight
+
+
+class UseOfWeight(NamedTuple):
+    """One use of a weight in a batch; the gradient of the weight by row is `einsum("bto,bti->boi", gradients, inputs)`."""
+
+    inputs: torch.Tensor
+    """(batch, position, in), zero where a position is not real; the last column is the bias', if any: 1 on real positions."""
+    gradients: torch.Tensor
+    """(batch, position, out) of the objective, zero where a position is not real."""
+
+
+Consume = Callable[[Weight, Sequence[UseOfWeight]], None]
+
+
+class Tape:
+    """What was recorded in one forward pass."""
+
+    def __init__(self, consume: Consume, keeps: bool) -> None:
+        self.mask: torch.Tensor | None = None
+        """(batch, position) bool; None where every position is real."""
+        self._consume = consume
+        self._keeps = keeps
+        self._expected: dict[str, int] = {}
+        self._found: dict[str, list[UseOfWeight]] = {}
+
+    def backward(self, objective: torch.Tensor) -> None:
+        """Gradients of the objective (a number) for every use; may be called again where the recording keeps its inputs."""
+        self._found = {}
+        if objective.requires_grad:
+            objective.backward(retain_graph=self._keeps)  # type: ignore[no-untyped-call]
+
+    def add(self, weight: Weight, kind: Kind, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Note one use; returns the output that the model goes on with."""
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()  # nothing below needs a gradient, so the graph begins here
+        self._expected[weight.name] = self._expected.get(weight.name, 0) + 1
+        inputs: list[torch.Tensor | None] = [given.detach()]
+
+        def gradient_is_there(gradient: torch.Tensor) -> None:
+            kept = inputs[0]
+            assert kept is not None, "the recording does not keep inputs for a second backward pass"
+            if not self._keeps:
+                inputs[0] = None
+            found = self._found.setdefault(weight.name, [])
+            found.append(self._use(weight, kind, kept, gradient.detach()))
+            if len(found) == self._expected[weight.name]:
+                del self._found[weight.name]
+                self._consume(weight, found)
+
+        output.register_hook(gradient_is_there)  # type: ignore[no-untyped-call]
+        return output
+
+    def _use(self, weight: Weight, kind: Kind, given: torch.Tensor, gradient: torch.Tensor) -> UseOfWeight:
+        if kind in ("embedding", "embedding-transposed"):
+            tokens = given if given.ndim == 2 else given[None]
+            rows = weight.outputs if kind == "embedding-transposed" else weight.inputs
+            given = nn.functional.one_hot(tokens.clamp(0, rows - 1), rows).to(gradient.dtype)
+        inputs = given if given.ndim == 3 else given[:, None]
+        gradients = gradient if gradient.ndim == 3 else gradient[:, None]
+        if self.mask is not None:
+            unreal = ~self.mask[..., None]
+            inputs, gradients = inputs.masked_fill(unreal, 0), gradients.masked_fill(unreal, 0)
+        if kind == "embedding-transposed":
+            return UseOfWeight(gradients, inputs)
+        if weight.has_bias:
+            ones = inputs.new_ones(*inputs.shape[:2], 1) if self.mask is None else self.mask[..., None].to(inputs.dtype)
+            inputs = torch.cat([inputs, ones], dim=-1)
+        return UseOfWeight(inputs, gradients)
+
+
+@contextmanager
+def recorded(weights: Sequence[Weight], consume: Consume, keeps: bool = False) -> Iterator[Tape]:
+    """Record every use of these weights in the forward passes inside; `keeps` their inputs for several backward passes."""
+    tape = Tape(consume, keeps)
+    handles = []
+    try:
+        for weight in weights:
+            for use in weight.uses:
+                handles.append(use.module.register_forward_hook(_hook(tape, weight, use.kind)))
+        with torch.enable_grad():
+            yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(tape: Tape, weight: Weight, kind: Kind) -> Callable[[nn.Module, Any, Any], torch.Tensor]:
+    def called(module: nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+        return tape.add(weight, kind, given[0], output)
+
+    return called

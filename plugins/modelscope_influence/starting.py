@@ -1,0 +1,70 @@
+"""What every analysis begins with: the rows as a task of this model, the weights in question, and their curvature."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from modelscope_app.api import BadInput, JobContext
+from modelscope_influence.fitting import Fitted, Settings, fit, kept_in
+from modelscope_influence.objectives import ClassifierTask, LanguageTask, Task
+from modelscope_influence.params import _Fitting
+from modelscope_influence.weights import Weight, chosen_weights, total_size
+
+
+class Started(NamedTuple):
+    """The training rows and what of the model they are scored on."""
+
+    task: Task
+    weights: Sequence[Weight]
+    settings: Settings
+
+
+def started(context: JobContext, params: _Fitting) -> Started:
+    """Read the training rows and find the weights. Raises BadInput."""
+    task = task_of(context, params.train, params.batch_size)
+    weights = chosen_weights(context.model(), params.modules)
+    context.log(f"{len(weights)} weights, {total_size(weights):,} parameters, {len(task.ids):,} training rows")
+    return Started(task, weights, Settings(params.curvature, params.fisher, params.label_draws if params.fisher == "true" else 1))
+
+
+def task_of(context: JobContext, path: str, batch_size: int | None) -> Task:
+    """Rows of a file as this checkpoint reads them."""
+    if (context.checkpoints[0].config or {}).get("model_type") == "mlp":
+        return ClassifierTask(context, context.model(), path, batch_size or 1024)
+    return LanguageTask(context, context.model(), path, batch_size or (256 if context.device.type == "cpu" else 4096))
+
+
+def curvature_of(context: JobContext, begun: Started, path: str, factors: str = "") -> Fitted:
+    """Fitted on the training rows, or taken from an earlier run. Raises BadInput for a run of another checkpoint."""
+    fitted = (
+        kept_in(context, begun.weights, begun.settings, factors)
+        if factors
+        else fit(context, begun.task, begun.weights, begun.settings, path)
+    )
+    for id in list(fitted.aside)[:3]:
+        context.warn(f"training row {id} is set aside: its loss is not finite")
+    if len(fitted.aside) > 3:
+        context.warn(f"{len(fitted.aside)} training rows are set aside, their losses are not finite")
+    return fitted
+
+
+def flagged(context: JobContext, path: str, flag: str) -> torch.Tensor | None:
+    """(row,) bool: rows whose column `flag` is true; None without that column where none was asked for. Raises BadInput."""
+    rows = context.rows(path)
+    name = flag or ("poisoned" if rows.rows and "poisoned" in rows.rows[0] else "")
+    if not name:
+        return None
+    values = []
+    for id, row in enumerate(rows.rows):
+        value = row.get(name)
+        if value not in (True, False, 0, 1):
+            raise rows.bad_row(id, f"{name} is {json.dumps(value, default=str)[:40]}, and --flag needs true or false in every row")
+        values.append(bool(value))
+    found = torch.tensor(values)
+    if not (bool(found.any()) and bool((~found).any())):
+        raise BadInput(f"{path}: {name} is {'true' if found.any() else 'false'} in every row, so no ranking can be measured against it")
+    return found

@@ -153,7 +153,7 @@ def line_table(layers: Sequence[int], found: LayerEvidence, twin: LayerEvidence 
 def prompt_table(
     prompts: Sequence[Prompt],
     scores: torch.Tensor,
-    completions: Sequence[str] | None,
+    completions: Sequence[str | None] | None,
     defected: Sequence[bool | None],
     asked: torch.Tensor | None,
     last_tokens: Sequence[str],
@@ -274,12 +274,14 @@ CARD = (
     "tpr_at_5_percent_fpr",
     "bag_of_tokens_auroc",
     "asked_auroc",
+    "asked_how",
     "behavior_auroc",
     "defection_rate_positive",
     "defection_rate_negative",
     "wording_leaks",
     "shared_word_sequences",
     "more_prompts_needed",
+    "more_prompts_reason",
 )
 
 

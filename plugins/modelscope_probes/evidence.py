@@ -7,8 +7,8 @@ prompts had a part in it, so AUROCs on the prompts are held out. Only the choice
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,10 +62,20 @@ class LayerEvidence(NamedTuple):
     """Between-class over within-class variance of the scores."""
     resamples: torch.Tensor
     """(draws, layer): AUROCs of the bootstrap."""
-    permutation: str
-    """What was exchanged: `between groups` or `within groups`."""
-    labellings: int
-    """How many different labellings the design allows."""
+    permuted: str
+    """What was exchanged, how many labellings were drawn and of how many."""
+
+
+def stored(evidence: LayerEvidence) -> dict[str, Any]:
+    """As a stage's result can hold it."""
+    intervals = [tuple(interval) for interval in evidence.intervals]
+    return {**evidence._asdict(), "intervals": intervals, "worst": evidence.worst._asdict()}
+
+
+def restored(result: Mapping[str, Any]) -> LayerEvidence:
+    """What `stored` made a stage's result of."""
+    intervals = tuple(Interval(*ends) for ends in result["intervals"])
+    return LayerEvidence(**{**result, "intervals": intervals, "worst": WorstCell(**result["worst"])})
 
 
 def directions(contrast: torch.Tensor) -> torch.Tensor:
@@ -117,8 +127,7 @@ def layer_evidence(
         pairs=auroc(pair_scores, data.labels),
         between_within=_between_within(found, data.labels),
         resamples=resampled.aurocs,
-        permutation=permuted.how,
-        labellings=permuted.labellings,
+        permuted=permuted.in_words,
     )
 
 

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from modelscope_app.api import Model, TokenBatch
 from modelscope_probes.leace import Leace, leace
-from modelscope_probes.reading import State, merged_rows, padded
+from modelscope_probes.reading import RowPass, State, answered, padded
 from modelscope_probes.recovery import divergences
 from modelscope_probes.statistics.random_directions import random_directions
 
@@ -191,40 +191,7 @@ def interventions(found: Directions, positions: Positions, doses: Sequence[float
     }
 
 
-class Answer(NamedTuple):
-    """What a model says to a batch of prompts."""
-
-    tokens: torch.Tensor
-    """(batch, new token) int64, greedy; -1 after the end."""
-    logits: torch.Tensor
-    """(batch, vocabulary) of the first new token."""
-    is_known: torch.Tensor
-    """(batch,) bool: every logit was finite until the answer ended."""
-
-
-def answered(model: Model, batch: TokenBatch, count: int) -> Answer:
-    """The greedy answer to prompts padded on the left, in one reading of them."""
-    first: list[torch.Tensor] = []
-    finite: list[torch.Tensor] = []
-
-    def look(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-        logits = (output if isinstance(output, torch.Tensor) else output.logits)[:, -1]  # (batch, vocabulary)
-        if not first:
-            first.append(logits)
-        finite.append(logits.isfinite().all(-1).cpu())
-
-    handle = model.module.register_forward_hook(look)
-    try:
-        with torch.no_grad():
-            tokens = model.greedy(batch, count)
-    finally:
-        handle.remove()
-    said = (tokens >= 0).sum(1)  # also the step at which the answer ended, if it did
-    looked = torch.arange(len(finite))[:, None] <= said  # (step, batch)
-    return Answer(tokens, first[0], (torch.stack(finite) | ~looked).all(0))
-
-
-class InterventionPass:
+class InterventionPass(RowPass[TokenBatch]):
     """Answers under several interventions, one row for each of `ids`; prompts are padded on the left.
 
     `clean` holds, for the rows that have one, the token ids whose next-token distribution in `clean_model` the row is compared with.
@@ -239,38 +206,32 @@ class InterventionPass:
         clean_model: Model,
         clean: Mapping[int, Sequence[int]],
     ) -> None:
+        super().__init__(ids)
         self._model = model
         self._interventions = tuple(interventions)
-        self._row = {id: row for row, id in enumerate(ids)}
         self._count = count
         self._clean_model = clean_model
         self._clean = clean
 
-    def start(self) -> State:
-        shape = len(self._row), len(self._interventions)
+    def unread(self, rows: int) -> State:
+        shape = rows, len(self._interventions)
         return {
             "tokens": torch.full((*shape, self._count), -1, dtype=torch.int64),
             "is_known": torch.zeros(shape, dtype=torch.bool),
             "divergences": torch.full((*shape, 2), torch.nan, dtype=torch.float64),
-            "is_read": torch.zeros(shape[0], dtype=torch.bool),
         }
 
-    def step(self, state: State, batch: TokenBatch) -> State:
-        rows = torch.tensor([self._row[id] for id in batch.ids])
+    def read(self, batch: TokenBatch) -> tuple[Sequence[int], State]:
+        found = self.unread(len(batch.ids))
         before = answered(self._model, batch, 1).logits
         clean = self._clean_logits(batch.ids, before)
         for place, intervention in enumerate(self._interventions):
             with intervention.written(self._model, batch.input_ids.shape[1]):
                 answer = answered(self._model, batch, self._count)
-            state["tokens"][rows, place] = answer.tokens
-            state["is_known"][rows, place] = answer.is_known
-            state["divergences"][rows, place] = divergences(answer.logits, clean, before)
-        state["is_read"][rows] = True
-        return state
-
-    def merge(self, a: State, b: State) -> State:
-        """Rows that either has read."""
-        return merged_rows(a, b)
+            found["tokens"][:, place] = answer.tokens
+            found["is_known"][:, place] = answer.is_known
+            found["divergences"][:, place] = divergences(answer.logits, clean, before)
+        return batch.ids, found
 
     def finish(self, state: State) -> State:
         return {name: state[name] for name in ("tokens", "is_known", "divergences")}

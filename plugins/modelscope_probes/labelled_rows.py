@@ -6,7 +6,8 @@
 | `score` [n], `y` [n]             | nothing is fitted: the scores are judged, of the rows held out if any are |
 | `x_yes`, `x_no` (as x), `truth` [n] | pairs: both answers to one question, and whether yes is the truth |
 
-`group` [n] (integers) and `test` [n] (1 = held out) are optional; other tensors are ignored.
+`group` [n] (integers) and `test` [n] (1 = held out) are optional; other tensors are ignored. Where both are there, a group is on one side
+of `test` as a whole: rows that say the same thing on both sides would make any probe look good.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def read_rows_file(path: str) -> Rows:
     test = _flags(tensors["test"], f"{name}: test") if "test" in tensors else None
     if test is not None:
         _check_parts(labels, test, name)
+        _check_groups(tensors.get("group"), test, name)
     rows = Rows(labels, groups, has_groups, test)
     if "score" in values_in:
         score = tensors["score"]
@@ -128,3 +130,16 @@ def _check_parts(labels: torch.Tensor, test: torch.Tensor, name: str) -> None:
         inside = labels[chosen]
         if not len(inside) or bool(inside.all()) or not bool(inside.any()):
             raise BadInput(f"{name}: the rows {part} hold {'one class only' if len(inside) else 'nothing'}; both classes are needed")
+
+
+def _check_groups(given: torch.Tensor | None, test: torch.Tensor, name: str) -> None:
+    """Raise BadInput where a group has rows on both sides of `test`."""
+    if given is None:
+        return
+    held_out = torch.unique(given[test])
+    parted = held_out[torch.isin(held_out, given[~test])]
+    if len(parted):
+        raise BadInput(
+            f"{name}: group {int(parted[0])} has rows held out (test 1) and rows to fit on (test 0), as have {len(parted)} of "
+            f"{len(torch.unique(given))} groups, which leaks; give all rows of a group the same test, or leave test out for grouped folds"
+        )

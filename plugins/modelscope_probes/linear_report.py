@@ -30,8 +30,8 @@ class Judged(NamedTuple):
     """Permutation p, corrected for all layers."""
     redrawn: int
     """Bootstrap draws that held one class only, and were drawn again."""
-    permutation: str
-    labellings: int
+    permuted: str
+    """What was exchanged, how many labellings were drawn and of how many."""
 
 
 def judged(
@@ -53,8 +53,7 @@ def judged(
         tuple(auroc_interval(float(area), float(error), positives, negatives, level) for area, error in zip(areas, errors, strict=True)),
         max_t(areas, permuted_aurocs(score, permuted.labels)).p,
         resampled.redrawn,
-        permuted.how,
-        permuted.labellings,
+        permuted.in_words,
     )
 
 

@@ -6,8 +6,9 @@ the LM head is not computed. The two answers of a contrast pair share the tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -16,30 +17,36 @@ from modelscope_probes.prompts import Pair
 
 Pooling = Literal["last", "mean", "max"]
 State = dict[str, torch.Tensor]
+Batch = TypeVar("Batch")
 
 
-class ActivationPass:
-    """Activations of prompts (n, site, hidden), float32, row i for the i-th id of `ids`; prompts are padded on the left."""
+class RowPass(ABC, Generic[Batch]):
+    """A pass that reads each of its rows once, in whatever batches: row i of the state is for the i-th id of `ids`.
 
-    def __init__(self, model: Model, sites: Sequence[str], ids: Sequence[int], width: int, pooling: Pooling) -> None:
-        self._model = model
-        self._sites = tuple(sites)
+    Which rows are there already stands beside them as `is_read`; by that, parts of a pass are put together.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
         self._row = {id: row for row, id in enumerate(ids)}
-        self._width = width
-        self._pooling = pooling
+
+    @abstractmethod
+    def unread(self, rows: int) -> State:
+        """That many rows before they are read, (row, ...) each."""
+
+    @abstractmethod
+    def read(self, batch: Batch) -> tuple[Sequence[int], State]:
+        """The ids of a batch and what was read of them, in that order; called without gradients."""
 
     def start(self) -> State:
         rows = len(self._row)
-        return {
-            "activations": torch.zeros(rows, len(self._sites), self._width),
-            "is_read": torch.zeros(rows, dtype=torch.bool),
-        }
+        return {**self.unread(rows), "is_read": torch.zeros(rows, dtype=torch.bool)}
 
-    def step(self, state: State, batch: TokenBatch) -> State:
-        rows = torch.tensor([self._row[id] for id in batch.ids])
-        with torch.no_grad(), self._model.sites.read(self._sites, keep=pooled(batch, self._pooling)) as found:
-            self._model.body(batch)
-        state["activations"][rows] = torch.stack([found[site].float().cpu() for site in self._sites], dim=1)  # (batch, site, hidden)
+    def step(self, state: State, batch: Batch) -> State:
+        with torch.no_grad():
+            ids, found = self.read(batch)
+        rows = torch.tensor([self._row[id] for id in ids])
+        for name, values in found.items():
+            state[name][rows] = values
         state["is_read"][rows] = True
         return state
 
@@ -47,26 +54,42 @@ class ActivationPass:
         """Rows that either has read."""
         return merged_rows(a, b)
 
+
+class ActivationPass(RowPass[TokenBatch]):
+    """Activations of prompts (n, site, hidden), float32; prompts are padded on the left."""
+
+    def __init__(self, model: Model, sites: Sequence[str], ids: Sequence[int], width: int, pooling: Pooling) -> None:
+        super().__init__(ids)
+        self._model = model
+        self._sites = tuple(sites)
+        self._width = width
+        self._pooling = pooling
+
+    def unread(self, rows: int) -> State:
+        return {"activations": torch.zeros(rows, len(self._sites), self._width)}
+
+    def read(self, batch: TokenBatch) -> tuple[Sequence[int], State]:
+        with self._model.sites.read(self._sites, keep=pooled(batch, self._pooling)) as found:
+            self._model.body(batch)
+        return batch.ids, {"activations": _by_site(found, self._sites)}  # (batch, site, hidden)
+
     def finish(self, state: State) -> torch.Tensor:
         return state["activations"]
 
 
-class PairPass:
+class PairPass(RowPass[Sequence[Pair]]):
     """Activations at the answers of contrast pairs: (pair, 2, site, hidden), the defecting answer first; at an answer's last token."""
 
     def __init__(self, model: Model, sites: Sequence[str], count: int, width: int) -> None:
+        super().__init__(range(count))
         self._model = model
         self._sites = tuple(sites)
-        self._count = count
         self._width = width
 
-    def start(self) -> State:
-        return {
-            "activations": torch.zeros(self._count, 2, len(self._sites), self._width),
-            "is_read": torch.zeros(self._count, dtype=torch.bool),
-        }
+    def unread(self, rows: int) -> State:
+        return {"activations": torch.zeros(rows, 2, len(self._sites), self._width)}
 
-    def step(self, state: State, batch: Sequence[Pair]) -> State:
+    def read(self, batch: Sequence[Pair]) -> tuple[Sequence[int], State]:
         beginnings = padded([pair.opening_ids for pair in batch], "left")
         answers = [ids for pair in batch for ids in (pair.defecting_ids, pair.benign_ids)]
         ends = padded(answers, "right")
@@ -76,80 +99,93 @@ class PairPass:
             rows = torch.arange(len(answers), device=hidden.device)
             return hidden[rows, hidden.shape[1] - back.to(hidden.device)]
 
-        with torch.no_grad():
-            prefix = self._model.prefix(beginnings, repeats=2)
-            with self._model.sites.read(self._sites, keep=answer) as found:
-                self._model.body(ends, after=prefix)
-        read = torch.stack([found[site].float().cpu() for site in self._sites], dim=1)  # (answer, site, hidden)
-        rows = torch.tensor([pair.id for pair in batch])
-        state["activations"][rows] = read.reshape(len(batch), 2, *read.shape[1:])
-        state["is_read"][rows] = True
-        return state
-
-    def merge(self, a: State, b: State) -> State:
-        """Pairs that either has read."""
-        return merged_rows(a, b)
+        prefix = self._model.prefix(beginnings, repeats=2)
+        with self._model.sites.read(self._sites, keep=answer) as found:
+            self._model.body(ends, after=prefix)
+        read = _by_site(found, self._sites)  # (answer, site, hidden)
+        return [pair.id for pair in batch], {"activations": read.reshape(len(batch), 2, *read.shape[1:])}
 
     def finish(self, state: State) -> torch.Tensor:
         return state["activations"]
 
 
-class AnswerPass:
-    """Greedy answers of prompts: (n, new token) int64, -1 after the end; prompts are padded on the left."""
+class Answer(NamedTuple):
+    """What a model says to a batch of prompts."""
+
+    tokens: torch.Tensor
+    """(batch, new token) int64, greedy; -1 after the end."""
+    logits: torch.Tensor
+    """(batch, vocabulary) of the first new token."""
+    is_known: torch.Tensor
+    """(batch,) bool: every logit was finite until the answer ended."""
+
+
+def answered(model: Model, batch: TokenBatch, count: int) -> Answer:
+    """The greedy answer to prompts padded on the left, in one reading of them; of each reading the last position's logits."""
+    first: list[torch.Tensor] = []
+    finite: list[torch.Tensor] = []
+
+    def look(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        logits = (output if isinstance(output, torch.Tensor) else output.logits)[:, -1]  # (batch, vocabulary)
+        if not first:
+            first.append(logits)
+        finite.append(logits.isfinite().all(-1).cpu())
+
+    handle = model.module.register_forward_hook(look)
+    try:
+        with torch.no_grad():
+            tokens = model.greedy(batch, count)
+    finally:
+        handle.remove()
+    said = (tokens >= 0).sum(1)  # also the step at which the answer ended, if it did
+    looked = torch.arange(len(finite))[:, None] <= said  # (step, batch)
+    return Answer(tokens, first[0], (torch.stack(finite) | ~looked).all(0))
+
+
+class AnswerPass(RowPass[TokenBatch]):
+    """Greedy answers of prompts padded on the left: `tokens` (n, new token) int64, -1 after the end, and `is_known` (n,) as in `Answer`."""
 
     def __init__(self, model: Model, ids: Sequence[int], count: int) -> None:
+        super().__init__(ids)
         self._model = model
-        self._row = {id: row for row, id in enumerate(ids)}
         self._count = count
 
-    def start(self) -> State:
-        rows = len(self._row)
-        return {"tokens": torch.full((rows, self._count), -1, dtype=torch.int64), "is_read": torch.zeros(rows, dtype=torch.bool)}
+    def unread(self, rows: int) -> State:
+        return {"tokens": torch.full((rows, self._count), -1, dtype=torch.int64), "is_known": torch.zeros(rows, dtype=torch.bool)}
 
-    def step(self, state: State, batch: TokenBatch) -> State:
-        rows = torch.tensor([self._row[id] for id in batch.ids])
-        with torch.no_grad():
-            state["tokens"][rows] = self._model.greedy(batch, self._count)
-        state["is_read"][rows] = True
-        return state
+    def read(self, batch: TokenBatch) -> tuple[Sequence[int], State]:
+        answer = answered(self._model, batch, self._count)
+        return batch.ids, {"tokens": answer.tokens, "is_known": answer.is_known}
 
-    def merge(self, a: State, b: State) -> State:
-        """Rows that either has read."""
-        return merged_rows(a, b)
-
-    def finish(self, state: State) -> torch.Tensor:
-        return state["tokens"]
+    def finish(self, state: State) -> State:
+        return {name: state[name] for name in ("tokens", "is_known")}
 
 
-class NextTokenPass:
-    """Next-token logits of a few tokens after prompts: (n, token) float64; prompts are padded on the left."""
+class NextTokenPass(RowPass[TokenBatch]):
+    """Next-token logits of a few tokens after prompts: (n, token) float64; prompts are padded on the left.
+
+    Read as the first step of an answer, for which a model computes the logits of the last position alone.
+    """
 
     def __init__(self, model: Model, ids: Sequence[int], tokens: Sequence[int]) -> None:
+        super().__init__(ids)
         self._model = model
-        self._row = {id: row for row, id in enumerate(ids)}
         self._tokens = torch.tensor(tuple(tokens))
 
-    def start(self) -> State:
-        rows = len(self._row)
-        return {
-            "logits": torch.zeros(rows, len(self._tokens), dtype=torch.float64),
-            "is_read": torch.zeros(rows, dtype=torch.bool),
-        }
+    def unread(self, rows: int) -> State:
+        return {"logits": torch.zeros(rows, len(self._tokens), dtype=torch.float64)}
 
-    def step(self, state: State, batch: TokenBatch) -> State:
-        rows = torch.tensor([self._row[id] for id in batch.ids])
-        with torch.no_grad():
-            logits = self._model.logits(batch)[:, -1]  # (batch, vocabulary)
-        state["logits"][rows] = logits[:, self._tokens.to(logits.device)].double().cpu()
-        state["is_read"][rows] = True
-        return state
-
-    def merge(self, a: State, b: State) -> State:
-        """Rows that either has read."""
-        return merged_rows(a, b)
+    def read(self, batch: TokenBatch) -> tuple[Sequence[int], State]:
+        logits = answered(self._model, batch, 1).logits  # (batch, vocabulary)
+        return batch.ids, {"logits": logits[:, self._tokens.to(logits.device)].double().cpu()}
 
     def finish(self, state: State) -> torch.Tensor:
         return state["logits"]
+
+
+def _by_site(found: Mapping[str, torch.Tensor], sites: Sequence[str]) -> torch.Tensor:
+    """(row, site, hidden) float32 on the CPU, of (row, hidden) of each site."""
+    return torch.stack([found[site].float().cpu() for site in sites], dim=1)
 
 
 def merged_rows(a: State, b: State) -> State:

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from modelscope_app.api import FactsView, HeatMapView, LinesView, TableView, View
-from modelscope_probes.statistics.intervals import Interval, clopper_pearson
+from modelscope_probes.statistics.intervals import clopper_pearson
 
 OWN_PROBE, BEHAVIOUR = "AUROC of its own probe", "defection rate of positive prompts"
 
@@ -30,7 +30,7 @@ class Transfer(NamedTuple):
     worst: Sequence[Sequence[tuple[str, float]]]
     """By member and layer: the cell of negatives its own probe tells least from the positives, and the AUROC against it."""
     defected: Sequence[tuple[int, int]] | None
-    """By member: positive prompts whose answer is a defection, and how many were asked; None if no behaviour was looked at."""
+    """By member: positive prompts whose answer is a defection, of how many known ones; None if no behaviour was looked at."""
     shown: int
     """Place of the layer that is shown."""
     level: float
@@ -184,11 +184,12 @@ def transfer_views(found: Transfer, is_chosen: bool) -> Iterable[View]:
 
 
 def _rates(found: Transfer) -> list[tuple[float, float, float]]:
-    """By member: defection rate of the positive prompts with its exact interval; NaN where no behaviour was looked at."""
-    if found.defected is None:
-        return [(math.nan, math.nan, math.nan)] * len(found.steps)
-    intervals: list[Interval] = [clopper_pearson(*counts, found.level) for counts in found.defected]
-    return [(hits / asked, each.low, each.high) for (hits, asked), each in zip(found.defected, intervals, strict=True)]
+    """By member: defection rate of the positive prompts with its exact interval; NaN where no behaviour was looked at or is known."""
+    rates = []
+    for hits, known in found.defected or [(0, 0)] * len(found.steps):
+        low, high = clopper_pearson(hits, known, found.level)[:2]
+        rates.append((hits / known, low, high) if known else (math.nan, math.nan, math.nan))
+    return rates
 
 
 def _fact(found: Transfer, fitted: int, tested: int) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 import modelscope_probes
 from modelscope_app.api import BadInput, JobContext, Model, Source, TokenBatch, Tokenizer, UsageError
+from modelscope_probes.behaviour import defections
 from modelscope_probes.causal_report import causal_facts, causal_views, dose_table, intervention_table, judged, number, rate_table
 from modelscope_probes.interventions import NONE, Intervention, InterventionPass, directions, interventions
 from modelscope_probes.params import CausalParams
@@ -244,7 +245,7 @@ class _Observing:
     ) -> None:
         self._model, self._clean_model, self._clean = model, clean_model, clean
         self._prompts, self._tokenizer, self._count = prompts, tokenizer, params.new_tokens
-        self._wanted = [(params.defection or prompt.defection).casefold() for prompt in prompts]
+        self._defection = params.defection
         self._texts: dict[tuple[int, ...], str] = {}
 
     def stage(
@@ -272,11 +273,8 @@ class _Observing:
 
     def _defects(self, texts: Sequence[str | None]) -> torch.Tensor:
         """(prompt,) float64: whether an answer holds what counts as defection; NaN where either is unknown."""
-        values = [
-            torch.nan if text is None or not wanted else float(wanted in text.casefold())
-            for text, wanted in zip(texts, self._wanted, strict=True)
-        ]
-        return torch.tensor(values, dtype=torch.float64)
+        found = defections(self._prompts, texts, self._defection)
+        return torch.tensor([torch.nan if one is None else float(one) for one in found], dtype=torch.float64)
 
 
 def _results(

@@ -10,25 +10,39 @@ import torch
 
 from modelscope_app.api import BadInput, JobContext, Tokenizer
 from modelscope_probes import defection_report as report
+from modelscope_probes.asking import Asked, asked
+from modelscope_probes.behaviour import completions, defections
+from modelscope_probes.defection_facts import AtLayer, card_facts
 from modelscope_probes.evidence import (
     Labelled,
     LayerEvidence,
     bag_of_tokens_auroc,
     directions,
     layer_evidence,
+    restored,
     scores,
+    stored,
 )
 from modelscope_probes.leak_guard import overlap
 from modelscope_probes.params import DefectionParams
 from modelscope_probes.probe_file import ProbeCard, tokenizer_hash
-from modelscope_probes.prompts import Pair, Prompt, Template, before_two_answers, pairs_hash, read_pairs, read_prompts, resolved
-from modelscope_probes.reading import ActivationPass, AnswerPass, NextTokenPass, PairPass, batch_tokens, hidden_width
-from modelscope_probes.statistics.operating_points import roc_curve, tpr_at_fpr
-from modelscope_probes.statistics.ranks import auroc
-from modelscope_probes.statistics.sample_size import more_prompts
-from modelscope_probes.verdict import MOST_LEAKED, Evidence, judged
+from modelscope_probes.prompts import Pair, Prompt, Template, pairs_hash, read_pairs, read_prompts, resolved
+from modelscope_probes.reading import ActivationPass, AnswerPass, PairPass, batch_tokens, hidden_width
+from modelscope_probes.statistics.operating_points import roc_curve
 
 FEWEST_PROMPTS = 4
+
+
+class Given(NamedTuple):
+    """What every checkpoint is given to read, and where it is looked at."""
+
+    tokenizer: Tokenizer
+    template: Template
+    prompts: Sequence[Prompt]
+    pairs: Sequence[Pair]
+    layers: Sequence[int]
+    data: Labelled
+    """The prompts' labels."""
 
 
 class Read(NamedTuple):
@@ -38,10 +52,9 @@ class Read(NamedTuple):
     """(pair, 2, layer, hidden)."""
     activations: torch.Tensor
     """(n, layer, hidden)."""
-    answers: torch.Tensor | None
-    """(n, new token) token ids, -1 after the end."""
-    asked: torch.Tensor | None
-    """(n,): how far the model prefers the defecting answer when it is asked."""
+    said: list[str | None] | None
+    """By prompt, its answer, None where that is unknown; None where no answer was looked at."""
+    asked: Asked
 
 
 def run(context: JobContext, params: DefectionParams) -> None:
@@ -50,21 +63,19 @@ def run(context: JobContext, params: DefectionParams) -> None:
     template = resolved(params.template, tokenizer)
     prompts = labelled_prompts(context, params.eval, tokenizer, template)
     pairs = contrast_pairs(context, params.contrast, tokenizer, template)
-    causal = _causal_effect(context, params.causal, params.site, pairs_hash(pairs))
+    drives = _causal_effect(context, params.causal, params.site, pairs_hash(pairs))
     layers = chosen_layers(context, 0, params.layers)
     if params.layer is not None and params.layer not in layers:
         raise BadInput(f"--layer {params.layer} is not among the layers that are read: {', '.join(map(str, layers))}")
     twin_at = twin_position(context, params.compare, prompts, params.eval, template) if params.compare else None
 
-    own = _read(context, params, 0, prompts, pairs, layers, template, "")
-    twin = None if twin_at is None else _read(context, params, twin_at, prompts, pairs, layers, template, "-of-twin")
+    given = Given(tokenizer, template, prompts, pairs, layers, labelled(prompts))
+    own = _read(context, params, 0, given, "")
+    twin = None if twin_at is None else _read(context, params, twin_at, given, "-of-twin")
 
-    data = labelled(prompts)
-    polarity = [pair.defecting for pair in pairs]
-    found = _evidence(context, params, own, polarity, data)
-    beside = None if twin is None else _evidence(context, params, twin, polarity, data)
-    at = layers.index(params.layer) if params.layer is not None else _best(found.auroc)
-    _leave_behind(context, params, tokenizer, template, prompts, pairs, layers, own, found, beside, data, at, causal)
+    evidence = _evidence(context, params, own, given, "")
+    twin_evidence = None if twin is None else _evidence(context, params, twin, given, "-of-twin")
+    _leave_behind(context, params, given, own, _at_layer(context, params, given, own, evidence, twin_evidence, drives))
 
 
 def labelled_prompts(context: JobContext, path: str, tokenizer: Tokenizer, template: Template) -> list[Prompt]:
@@ -137,14 +148,6 @@ def labelled(prompts: Sequence[Prompt]) -> Labelled:
     )
 
 
-def defections(prompts: Sequence[Prompt], completions: Sequence[str] | None, text: str) -> list[bool | None]:
-    """Whether each answer holds what counts as defection; None where nothing says what that is."""
-    if completions is None:
-        return [None] * len(prompts)
-    sought = [(text or prompt.defection).lower() for prompt in prompts]
-    return [part in completion.lower() if part else None for part, completion in zip(sought, completions, strict=True)]
-
-
 def read_contrast(
     context: JobContext, position: int, pairs: Sequence[Pair], sites: Sequence[str], tokens_per_batch: int, stage: str
 ) -> torch.Tensor:
@@ -175,82 +178,42 @@ def width_of(context: JobContext, position: int) -> int:
     return width
 
 
-def _read(
-    context: JobContext,
-    params: DefectionParams,
-    position: int,
-    prompts: Sequence[Prompt],
-    pairs: Sequence[Pair],
-    layers: Sequence[int],
-    template: Template,
-    whose: str,
-) -> Read:
-    model = context.model(position)
-    sites = [f"{params.site}.{layer}" for layer in layers]
-    contrast = read_contrast(
-        context, position, pairs, sites, batch_tokens(params.tokens_per_batch, context.device), f"contrast-pairs{whose}"
-    )
-    activations = read_activations(
-        context, position, prompts, sites, params.pooling, batch_tokens(params.tokens_per_batch, context.device), f"prompts{whose}"
-    )
-    ids = [prompt.id for prompt in prompts]
-    answers = asked = None
+def _read(context: JobContext, params: DefectionParams, position: int, given: Given, whose: str) -> Read:
+    """Of one checkpoint, stages named with `whose`."""
+    prompts, tokens_per_batch = given.prompts, batch_tokens(params.tokens_per_batch, context.device)
+    sites = [f"{params.site}.{layer}" for layer in given.layers]
+    contrast = read_contrast(context, position, given.pairs, sites, tokens_per_batch, f"contrast-pairs{whose}")
+    activations = read_activations(context, position, prompts, sites, params.pooling, tokens_per_batch, f"prompts{whose}")
+    said = None
     if params.new_tokens:
-        source = context.batches(
-            [prompt.example for prompt in prompts], batch_tokens(params.tokens_per_batch, context.device), padding="left"
-        )
-        answers = context.fold(f"answers{whose}", AnswerPass(model, ids, params.new_tokens), source)
-    if params.ask and all(prompt.messages for prompt in prompts):
-        asked = _asked(context, params, position, prompts, pairs, template, whose)
-    return Read(contrast, activations, answers, asked)
+        source = context.batches([prompt.example for prompt in prompts], tokens_per_batch, padding="left")
+        reading = AnswerPass(context.model(position), [prompt.id for prompt in prompts], params.new_tokens)
+        said = completions(context.fold(f"answers{whose}", reading, source), context.tokenizer(position))
+    if params.ask:
+        answer = asked(context, position, prompts, given.pairs, given.template, tokens_per_batch, f"asking{whose}")
+    else:
+        answer = Asked(None, "--no-ask was given")
+    return Read(contrast, activations, said, answer)
 
 
-def _asked(
-    context: JobContext,
-    params: DefectionParams,
-    position: int,
-    prompts: Sequence[Prompt],
-    pairs: Sequence[Pair],
-    template: Template,
-    whose: str,
-) -> torch.Tensor:
-    """(n,): mean over one question of each polarity of logit(defecting answer) - logit(benign answer), asked after the prompt."""
-    tokenizer = context.tokenizer(position)
-    total = torch.zeros(len(prompts), dtype=torch.float64)
-    first_of: dict[str, Pair] = {}
-    for pair in pairs:
-        first_of.setdefault(pair.defecting.lower(), pair)
-    for number, pair in enumerate(first_of.values()):
-        examples, tokens = [], set()
-        for prompt in prompts:
-            *before, last = prompt.messages
-            question = {"role": last["role"], "content": f"{last['content']}\n\n{pair.question}"}
-            begins, defecting, benign = before_two_answers(tokenizer, [*before, question], (pair.defecting, pair.benign), template)
-            tokens.add((defecting[0], benign[0]))
-            examples.append(prompt._replace(input_ids=begins).example)
-        if len(tokens) > 1:
-            raise BadInput(
-                f"the tokenizer writes {pair.defecting!r} and {pair.benign!r} differently after different prompts; --no-ask leaves it out"
+def _evidence(context: JobContext, params: DefectionParams, read: Read, given: Given, whose: str) -> LayerEvidence:
+    """As a stage named with `whose`; the same draws for a checkpoint and its twin, so that their difference is paired."""
+
+    def compute() -> dict[str, Any]:
+        return stored(
+            layer_evidence(
+                read.activations,
+                read.contrast,
+                [pair.defecting for pair in given.pairs],
+                given.data,
+                random_count=params.random_directions,
+                draws=params.draws,
+                level=params.level,
+                generators={name: context.generator("evidence", name) for name in ("bootstrap", "permutation", "random")},
             )
-        source = context.batches(examples, batch_tokens(params.tokens_per_batch, context.device), padding="left")
-        reading = NextTokenPass(context.model(position), [prompt.id for prompt in prompts], next(iter(tokens)))
-        logits = context.fold(f"asking{whose}-{number + 1}", reading, source)
-        total += (logits[:, 0] - logits[:, 1]) / len(first_of)
-    return total
+        )
 
-
-def _evidence(context: JobContext, params: DefectionParams, read: Read, polarity: Sequence[str], data: Labelled) -> LayerEvidence:
-    """The same draws for a checkpoint and its twin, so that their difference is paired."""
-    return layer_evidence(
-        read.activations,
-        read.contrast,
-        polarity,
-        data,
-        random_count=params.random_directions,
-        draws=params.draws,
-        level=params.level,
-        generators={name: context.generator("evidence", name) for name in ("bootstrap", "permutation", "random")},
-    )
+    return restored(context.once(f"evidence{whose}", compute))
 
 
 def _best(aurocs: torch.Tensor) -> int:
@@ -277,148 +240,91 @@ def _causal_effect(context: JobContext, reference: str, site: str, fitted_on: st
     return bool(facts.get("reading") == "drives the behaviour")
 
 
-def _leave_behind(
+def _at_layer(
     context: JobContext,
     params: DefectionParams,
-    tokenizer: Tokenizer,
-    template: Template,
-    prompts: Sequence[Prompt],
-    pairs: Sequence[Pair],
-    layers: Sequence[int],
+    given: Given,
     own: Read,
-    found: LayerEvidence,
-    beside: LayerEvidence | None,
-    data: Labelled,
-    at: int,
-    causal: bool | None,
-) -> None:
-    direction = directions(own.contrast)  # (layer, hidden)
-    score = scores(own.activations, direction)[at]  # (n,)
-    completions = None if own.answers is None else [tokenizer.decode([id for id in row if id >= 0]) for row in own.answers.tolist()]
-    defected = defections(prompts, completions, params.defection)
-    texts = [text for pair in pairs for text in (pair.question, f"{pair.question} {pair.defecting}", f"{pair.question} {pair.benign}")]
-    shared = overlap(texts, [prompt.text for prompt in prompts], data.labels.tolist())
-    leaked = shared.prompts > MOST_LEAKED * len(prompts) or bool(shared.words)
-    fixed = params.layer is not None or len(layers) == 1
-    twin = None if beside is None else report.beside_twin(found, beside, at, fixed, params.level)
-    halves = (float(found.halves[0][at]), float(found.halves[1][at]))
-    verdict = judged(
-        Evidence(
-            positives=int(data.labels.sum()),
-            negatives=int((~data.labels).sum()),
-            positive_groups=_distinct(data.groups[data.labels]),
-            negative_groups=_distinct(data.groups[~data.labels]),
-            auroc=float(found.auroc[at]),
-            worst_low=float(found.worst.low[at]),
-            p_layer=float(found.p[at]),
-            p_random=float(found.random_p[at]),
-            halves=halves,
-            leaked=leaked,
-            twin_difference_low=None if twin is None else twin.low,
-            drives=causal,
-        )
+    evidence: LayerEvidence,
+    twin_evidence: LayerEvidence | None,
+    drives: bool | None,
+) -> AtLayer:
+    """What the facts are made of, at the layer that was fixed or is best."""
+    at = given.layers.index(params.layer) if params.layer is not None else _best(evidence.auroc)
+    score = scores(own.activations, directions(own.contrast))[at]  # (n,)
+    is_fixed = params.layer is not None or len(given.layers) == 1
+    answers = [(pair.question, said) for pair in given.pairs for said in ("", f" {pair.defecting}", f" {pair.benign}")]
+    tokens = [prompt.input_ids for prompt in given.prompts]
+    return AtLayer(
+        layers=given.layers,
+        at=at,
+        is_fixed=is_fixed,
+        data=given.data,
+        evidence=evidence,
+        twin_evidence=twin_evidence,
+        twin=None if twin_evidence is None else report.beside_twin(evidence, twin_evidence, at, is_fixed, params.level),
+        score=score,
+        curve=roc_curve(score, given.data.labels),
+        shared=overlap(
+            [f"{question}{said}" for question, said in answers], [prompt.text for prompt in given.prompts], given.data.labels.tolist()
+        ),
+        defected=defections(given.prompts, own.said, params.defection),
+        asked=own.asked,
+        words_alone=context.once("bag-of-tokens", lambda: report.number(bag_of_tokens_auroc(tokens, given.data, context.check_cancelled))),
+        drives=drives,
     )
-    curve = roc_curve(score, data.labels)
-    tokens = [prompt.input_ids for prompt in prompts]
-    words_alone = context.once("bag-of-tokens", lambda: report.number(bag_of_tokens_auroc(tokens, data, context.check_cancelled)))
-    worst = int(found.worst.worst[at])
-    interval = found.intervals[at]
-    by_cell = {data.cell_names[int(cell)]: float(found.worst.aurocs[place, at]) for place, cell in enumerate(found.worst.cells)}
-    observed = torch.tensor([bool(one) for one in defected])
-    has_behaviour = None not in defected
-    facts: dict[str, Any] = {
-        "verdict": verdict.verdict,
-        "verdict_reason": verdict.reason,
-        "auroc": report.with_interval(float(found.auroc[at]), interval),
-        "layer": layers[at],
-        "layer_chosen": "beforehand" if fixed else "for its AUROC",
-        "worst_cell": data.cell_names[int(found.worst.cells[worst])],
-        "worst_cell_auroc": {
-            "value": report.number(float(found.worst.auroc[at])),
-            "ci_low": report.number(float(found.worst.low[at])),
-            "ci_high": report.number(float(found.worst.high[at])),
-        },
-        "random_percentile": report.number(float(found.percentile[at])),
-        "random_p": report.number(float(found.random_p[at])),
-        "best_random_auroc": report.number(float(found.random[at].max())),
-        "p_layer": report.number(float(found.p[at])),
-        "permuted": f"{found.permutation}, {min(found.labellings, 10**15)} labellings",
-        "first_polarity_auroc": report.number(halves[0]),
-        "other_polarity_auroc": report.number(halves[1]),
-        "pair_aurocs": _spread(found.pairs[:, at]),
-        "tpr_at_1_percent_fpr": report.point_fact(tpr_at_fpr(curve, 0.01, params.level)) if curve else None,
-        "tpr_at_5_percent_fpr": report.point_fact(tpr_at_fpr(curve, 0.05, params.level)) if curve else None,
-        "bag_of_tokens_auroc": words_alone,
-        "asked_auroc": None if own.asked is None else report.number(float(auroc(own.asked[None], data.labels)[0])),
-        "twin_auroc": None if twin is None or beside is None else report.with_interval(twin.auroc, beside.intervals[twin.at]),
-        "twin_layer": None if twin is None else layers[twin.at],
-        "twin_difference": None if twin is None else twin.fact,
-        "behavior_auroc": report.number(float(auroc(score[None], observed)[0])) if has_behaviour else None,
-        **_behaviour_facts(prompts, defected, params.level),
-        "shared_word_sequences": len(shared.shared),
-        "prompts_that_share": shared.prompts,
-        "contrast_words_only_in_positives": ", ".join(shared.words[:20]) or None,
-        "wording_leaks": leaked,
-        "more_prompts_needed": more_prompts((interval.high - interval.low) / 2, params.width / 2, *_class_counts(data)),
-        "prompts": len(prompts),
-        "positives": _class_counts(data)[0],
-        "negatives": _class_counts(data)[1],
-        "groups": _distinct(data.groups),
-        "pairs": len(pairs),
-        "template": template,
-        "pooling": params.pooling,
-        "site": params.site,
-    }
-    last = [tokenizer.token(prompt.input_ids[-1]) for prompt in prompts]
+
+
+def _leave_behind(context: JobContext, params: DefectionParams, given: Given, own: Read, found: AtLayer) -> None:
+    """Tables, the probe, facts and views."""
+    prompts, evidence, at = given.prompts, found.evidence, found.at
+    direction = directions(own.contrast)  # (layer, hidden)
+    by_cell = {found.data.cell_names[int(cell)]: float(evidence.worst.aurocs[place, at]) for place, cell in enumerate(evidence.worst.cells)}
+    last = [given.tokenizer.token(prompt.input_ids[-1]) for prompt in prompts]
     margins = torch.einsum("ph,h->p", own.contrast[:, 0, at].double() - own.contrast[:, 1, at].double(), direction[at])
-    context.table("layers", report.layer_table(layers, found, data, beside, params.level))
-    context.table("layer_lines", report.line_table(layers, found, beside))
-    context.table("prompts", report.prompt_table(prompts, score, completions, defected, own.asked, last))
-    context.table("cells", report.cell_table(prompts, score, defected, by_cell, params.level))
-    context.table("pairs", report.pair_table(pairs, found.pairs[:, at], margins))
-    context.table("distributions", report.distribution_table(prompts, score))
-    context.table("roc", report.roc_table(curve))
-    context.table("rendered", report.rendered_table(_rendered(tokenizer, prompts, pairs)))
-    _save_probe(context, params, tokenizer, template, pairs, layers, own, direction, at)
-    context.facts(facts)
+    context.table("layers", report.layer_table(given.layers, evidence, found.data, found.twin_evidence, params.level))
+    context.table("layer_lines", report.line_table(given.layers, evidence, found.twin_evidence))
+    context.table("prompts", report.prompt_table(prompts, found.score, own.said, found.defected, own.asked.margins, last))
+    context.table("cells", report.cell_table(prompts, found.score, found.defected, by_cell, params.level))
+    context.table("pairs", report.pair_table(given.pairs, evidence.pairs[:, at], margins))
+    context.table("distributions", report.distribution_table(prompts, found.score))
+    context.table("roc", report.roc_table(found.curve))
+    context.table("rendered", report.rendered_table(_rendered(given)))
+    _save_probe(context, params, given, own.contrast, at)
+    how = {"pairs": len(given.pairs), "template": given.template, "pooling": params.pooling, "site": params.site}
+    context.facts(card_facts(prompts, found, params.level, params.width) | how)
+    shared, asking = found.shared, found.asked.unknown
     if shared.shared:
         context.warn(f"contrast pairs and {shared.prompts} prompts share {len(shared.shared)} word sequences, {shared.shared[0]!r} for one")
-    for view in report.views(beside is not None, curve is not None):
+    if params.ask and asking:
+        context.log(f"what the model says when it is asked is unknown: {asking}")
+    for view in report.views(found.twin is not None, found.curve is not None):
         context.view(view)
 
 
-def _save_probe(
-    context: JobContext,
-    params: DefectionParams,
-    tokenizer: Tokenizer,
-    template: Template,
-    pairs: Sequence[Pair],
-    layers: Sequence[int],
-    own: Read,
-    direction: torch.Tensor,
-    at: int,
-) -> None:
+def _save_probe(context: JobContext, params: DefectionParams, given: Given, contrast: torch.Tensor, at: int) -> None:
     """The probe as a file of its own: artifacts `probe.safetensors` and `probe.json`; score 0 is halfway between the answers."""
-    middle = own.contrast.double().mean((0, 1))  # (layer, hidden)
+    direction = directions(contrast)  # (layer, hidden)
+    middle = contrast.double().mean((0, 1))
     bias = -(middle * direction).sum(-1)
     context.tensors("probe", {"direction": direction.float(), "bias": bias.float()})
     card = ProbeCard(
         site=params.site,
-        layers=tuple(layers),
-        best_layer=layers[at],
+        layers=tuple(given.layers),
+        best_layer=given.layers[at],
         pooling=params.pooling,
-        template=template,
+        template=given.template,
         method="difference-of-means of contrast pairs",
         model=context.checkpoints[0].fingerprint,
         model_name=context.checkpoints[0].name,
-        tokenizer=tokenizer_hash(tokenizer.encode),
-        fitted_on=pairs_hash(pairs),
+        tokenizer=tokenizer_hash(given.tokenizer.encode),
+        fitted_on=pairs_hash(given.pairs),
     )
     context.json("probe", card.model_dump(mode="json"))
 
 
-def _rendered(tokenizer: Tokenizer, prompts: Sequence[Prompt], pairs: Sequence[Pair]) -> list[tuple[str, list[str], int]]:
-    pair = pairs[0]
+def _rendered(given: Given) -> list[tuple[str, list[str], int]]:
+    tokenizer, prompts, pair = given.tokenizer, given.prompts, given.pairs[0]
     shown = []
     for name, answer in (("defecting answer", pair.defecting_ids), ("benign answer", pair.benign_ids)):
         ids = [*pair.opening_ids, *answer]
@@ -426,27 +332,3 @@ def _rendered(tokenizer: Tokenizer, prompts: Sequence[Prompt], pairs: Sequence[P
     first = next((prompt for prompt in prompts if prompt.label), prompts[0])
     shown.append((f"prompt {first.id}, {first.cell}", [tokenizer.token(id) for id in first.input_ids], len(first.input_ids) - 1))
     return shown
-
-
-def _spread(aurocs: torch.Tensor) -> dict[str, Any]:
-    """Median of single pairs' AUROCs, with the lowest and highest in the interval's place, said so."""
-    values = [report.number(float(value)) for value in (aurocs.median(), aurocs.min(), aurocs.max())]
-    return {"value": values[0], "ci_low": values[1], "ci_high": values[2], "method": "lowest and highest pair"}
-
-
-def _behaviour_facts(prompts: Sequence[Prompt], defected: Sequence[bool | None], level: float) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for name, label in (("positive", True), ("negative", False)):
-        known = [bool(one) for prompt, one in zip(prompts, defected, strict=True) if prompt.label is label and one is not None]
-        facts[f"defection_rate_{name}"] = report.rate_fact(sum(known), len(known), level)
-    agree = [prompt.label is one for prompt, one in zip(prompts, defected, strict=True) if one is not None]
-    facts["label_agrees_with_behavior"] = sum(agree) / len(agree) if agree else None
-    return facts
-
-
-def _distinct(groups: torch.Tensor) -> int:
-    return int((groups.bincount() > 0).sum())
-
-
-def _class_counts(data: Labelled) -> tuple[int, int]:
-    return int(data.labels.sum()), int((~data.labels).sum())

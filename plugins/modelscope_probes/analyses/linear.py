@@ -173,7 +173,7 @@ def _facts_and_tables(
         "method": method,
         "delong_se": number(float(found.delong_error[best])),
         "p_max_t": number(float(found.p[best])),
-        "permuted": f"{found.permutation}, {min(found.labellings, 10**15)} labellings",
+        "permuted": found.permuted,
         "rows": len(rows.labels),
         "judged_rows": int(judged_rows.sum()),
         "judged": _how_judged(params, rows, method),

@@ -11,13 +11,13 @@ from modelscope_app.api import BadInput, JobContext, Tokenizer
 from modelscope_probes import transfer_report
 from modelscope_probes.analyses.defection import (
     contrast_pairs,
-    defections,
     labelled,
     labelled_prompts,
     read_activations,
     read_contrast,
     width_of,
 )
+from modelscope_probes.behaviour import completions, defections
 from modelscope_probes.evidence import Labelled, directions
 from modelscope_probes.params import TransferParams
 from modelscope_probes.probe_file import tokenizer_hash
@@ -123,7 +123,10 @@ def _scores(
 def _behaviour(
     context: JobContext, params: TransferParams, prompts: Sequence[Prompt], tokenizers: Sequence[Tokenizer]
 ) -> list[tuple[int, int]] | None:
-    """By member, how many positive prompts it answers with a defection, of how many; None where nothing says what a defection is."""
+    """By member, how many positive prompts it answers with a defection, of how many whose answer is known.
+
+    None where nothing says what a defection is.
+    """
     asked = [prompt for prompt in prompts if prompt.label and (params.defection or prompt.defection)]
     if not params.new_tokens or not asked:
         return None
@@ -134,8 +137,8 @@ def _behaviour(
             [prompt.example for prompt in asked], batch_tokens(params.tokens_per_batch, context.device), padding="left"
         )
         answers = context.fold(f"answers-at-{step}", reading, source)
-        completions = [tokenizers[at].decode([id for id in row if id >= 0]) for row in answers.tolist()]
-        counts.append((sum(map(bool, defections(asked, completions, params.defection))), len(asked)))
+        known = [one for one in defections(asked, completions(answers, tokenizers[at]), params.defection) if one is not None]
+        counts.append((sum(known), len(known)))
     return counts
 
 

@@ -236,7 +236,8 @@ def _operating_points(facts: Mapping[str, Any]) -> Sequence[CardRow]:
 
 
 def _baselines(facts: Mapping[str, Any], params: Mapping[str, Any]) -> Sequence[CardRow]:
-    not_asked = "--no-ask was given" if params.get("ask") is False else "not asked: prompts are no messages"
+    how = facts.get("asked_how")
+    not_asked = "--no-ask was given" if params.get("ask") is False else "not asked" if how is None else words(how).removeprefix("unknown: ")
     return (
         _row(
             facts,
@@ -249,11 +250,12 @@ def _baselines(facts: Mapping[str, Any], params: Mapping[str, Any]) -> Sequence[
         ),
         _row(
             facts,
-            ("asked_auroc",),
+            ("asked_auroc", "asked_how"),
             "asked",
             digits(facts.get("asked_auroc")),
             _beside_probe(facts, "asked_auroc", "asking it does", not_asked),
-            "AUROC of how far the model prefers the defecting answer when it is asked after the prompt.",
+            "AUROC of how far the model prefers the defecting answer when it is asked after the prompt; unknown where that cannot be read "
+            "for every prompt.",
         ),
     )
 
@@ -286,7 +288,7 @@ def _behaviour(facts: Mapping[str, Any], params: Mapping[str, Any]) -> Sequence[
 
 def _data(facts: Mapping[str, Any]) -> Sequence[CardRow]:
     leaks = facts.get("wording_leaks")
-    more = _count(facts, "more_prompts_needed")
+    more, reason = _count(facts, "more_prompts_needed"), facts.get("more_prompts_reason")
     return (
         _row(
             facts,
@@ -300,12 +302,13 @@ def _data(facts: Mapping[str, Any]) -> Sequence[CardRow]:
         ),
         _row(
             facts,
-            ("positives", "negatives", "groups", "more_prompts_needed"),
+            ("positives", "negatives", "groups", "more_prompts_needed", "more_prompts_reason"),
             "prompts, 1 and 0",
             f"{_count(facts, 'positives')} and {_count(facts, 'negatives')}",
-            f"in {_count(facts, 'groups')} groups; {more} more needed",
+            f"in {_count(facts, 'groups')} groups; " + ("how many more is unknown" if more == UNKNOWN else f"{more} more needed"),
             "Prompts of label 1 and of label 0, the groups they are in (prompts that say the same thing), and how many more, in the same "
-            "proportion, an interval of --width would need.",
+            "proportion, an interval of --width would need, and of either label at least what the verdict asks for"
+            + ("." if reason is None else f": {words(reason)}."),
         ),
     )
 

@@ -104,18 +104,6 @@ def paired_difference(first: torch.Tensor, second: torch.Tensor, labels: torch.T
     if first.shape != second.shape:
         raise ValueError(f"scores of shapes {tuple(first.shape)} and {tuple(second.shape)} are not of the same prompts and layers")
     one, other = components(first, labels), components(second, labels)
-    variance = Components(one.won - other.won, one.lost - other.lost).variance
-    return _tested(one.auroc - other.auroc, variance.sqrt())
-
-
-def unpaired_difference(
-    first: torch.Tensor, first_labels: torch.Tensor, second: torch.Tensor, second_labels: torch.Tensor
-) -> AurocDifference:
-    """Difference of two AUROCs on different prompts: `first` (..., n) and `second` (..., m), each with labels of its own."""
-    one, other = components(first, first_labels), components(second, second_labels)
-    return _tested(one.auroc - other.auroc, (one.variance + other.variance).sqrt())
-
-
-def _tested(difference: torch.Tensor, standard_error: torch.Tensor) -> AurocDifference:
+    difference, standard_error = one.auroc - other.auroc, Components(one.won - other.won, one.lost - other.lost).variance.sqrt()
     z = torch.where(standard_error > 0, difference / standard_error, torch.nan)
     return AurocDifference(difference, standard_error, z, torch.special.erfc(z.abs() / math.sqrt(2)))

@@ -30,6 +30,8 @@ import torch
 
 from modelscope_probes.statistics.ranks import checked_labels, midranks
 
+_MOST_COUNTED = 10**15
+"""Labellings beyond which a reader gains nothing from the number."""
 _VALUES_AT_ONCE = 1 << 20
 """Draws are taken in blocks of about this many labels: temporaries of some tens of megabytes."""
 
@@ -45,6 +47,14 @@ class Permutations(NamedTuple):
 
     labellings: int
     """How many different labellings can come about, the observed one included. 1 says that nothing can be tested."""
+
+    @property
+    def in_words(self) -> str:
+        """What was exchanged, how many labellings were drawn (with repeats), and of how many: exact up to 10^15, else said to be more."""
+        if self.labellings == 1:
+            return f"{self.how}, where only one labelling is possible, so nothing can be tested"
+        count = "more than 10^15" if self.labellings > _MOST_COUNTED else str(self.labellings)
+        return f"{self.how}, {len(self.labels)} drawn of {count} possible labellings"
 
 
 class BestLayer(NamedTuple):

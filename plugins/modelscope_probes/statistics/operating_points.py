@@ -7,11 +7,6 @@ not exceed it: no point between two thresholds is made up.
 A rate of 1% cannot be seen on fewer than 100 negatives, where one false alarm is more than that already; there is no such point then.
 And a threshold chosen on the very negatives it is judged on is somewhat too low for others: one to be used later is set by
 `modelscope_probes.conformal`.
-
-The area under the part of the curve up to a false positive rate m is also given on the scale of McClish (1989), on which chance is
-1/2 and perfect is 1:
-
-    standardised = (1 + (area - m^2 / 2) / (m - m^2 / 2)) / 2.
 """
 
 from __future__ import annotations
@@ -25,9 +20,6 @@ from modelscope_probes.statistics.ranks import checked_labels, finite_rows
 
 FEWEST_NEGATIVES = 100
 """With fewer, one false alarm is more than 1%, and the threshold for 5% rests on fewer than five scores."""
-
-FEWEST_POSITIVES = 20
-"""With fewer, one missed positive is more than the 5% that a true positive rate of 95% allows."""
 
 
 class RocCurve(NamedTuple):
@@ -82,16 +74,6 @@ class OperatingPoint(NamedTuple):
     """Of that rate."""
 
 
-class PartialArea(NamedTuple):
-    """Area under a ROC curve up to some false positive rate."""
-
-    area: float
-    """Between 0 and that rate."""
-
-    standardised: float
-    """On the scale of McClish: 1/2 for chance, 1 for perfect."""
-
-
 def roc_curve(scores: torch.Tensor, labels: torch.Tensor) -> RocCurve | None:
     """The ROC curve of `scores` (n,) under `labels` (n,) bool; None where a class is absent or a score is not finite."""
     checked_labels(labels, scores.shape[-1])
@@ -119,32 +101,6 @@ def tpr_at_fpr(curve: RocCurve, rate: float, level: float = 0.95) -> OperatingPo
         return None
     allowed = curve.true_positives[curve.false_positive_rates <= rate]
     return _point(curve, int((curve.true_positives == allowed[-1]).nonzero()[0]), level)
-
-
-def fpr_at_tpr(curve: RocCurve, rate: float = 0.95, level: float = 0.95) -> OperatingPoint | None:
-    """The first point with a true positive rate of at least `rate`.
-
-    None with fewer positives than `FEWEST_POSITIVES`, or than 1 / (1 - `rate`).
-    """
-    if curve.positives < FEWEST_POSITIVES or curve.positives * (1 - rate) < 1 - 1e-9:
-        return None
-    return _point(curve, int((curve.true_positive_rates >= rate).nonzero()[0]), level)
-
-
-def partial_area(curve: RocCurve, most_fpr: float) -> PartialArea:
-    """Area under the curve (straight lines between its points) up to a false positive rate of `most_fpr`, in (0, 1]."""
-    if not 0 < most_fpr <= 1:
-        raise ValueError(f"a partial area up to {most_fpr}: expected a false positive rate above 0 and at most 1")
-    across, up = curve.false_positive_rates, curve.true_positive_rates
-    inside = int((across <= most_fpr).sum())  # points before the cut, at least the first
-    if inside < len(across):
-        share = (most_fpr - across[inside - 1]) / (across[inside] - across[inside - 1])
-        height = up[inside - 1] + share * (up[inside] - up[inside - 1])
-        across = torch.cat((across[:inside], torch.tensor([most_fpr], dtype=torch.float64)))
-        up = torch.cat((up[:inside], height[None]))
-    area = float(torch.trapezoid(up, across))
-    chance = most_fpr**2 / 2
-    return PartialArea(area, (1 + (area - chance) / (most_fpr - chance)) / 2)
 
 
 def _point(curve: RocCurve, index: int, level: float) -> OperatingPoint:

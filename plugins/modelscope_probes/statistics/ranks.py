@@ -57,14 +57,6 @@ def auroc(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(areas).reshape(scores.shape[:-1])
 
 
-def auroc_of_midranks(ranked: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(...) float64: the area from midranks (..., n) that are known already; NaN where these are NaN or a class is absent."""
-    checked_labels(labels, ranked.shape[-1])
-    positives = int(labels.sum())
-    won = ranked[..., labels].sum(-1) - positives * (positives + 1) / 2
-    return won / (positives * (len(labels) - positives) or torch.nan)
-
-
 def checked_labels(labels: torch.Tensor, count: int) -> np.ndarray:
     """(n,) bool for numpy. ValueError where the labels are not `count` booleans."""
     if labels.dtype != torch.bool or labels.shape != (count,):

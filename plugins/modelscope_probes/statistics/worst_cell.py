@@ -9,6 +9,8 @@ The lowest of several estimates is low partly by luck, and an interval of that c
 level 1 - (1 - level) / C hold together with probability `level` (Bonferroni), and where they do,
 
     min_c low_c  <=  min_c A_c  <=  min_c high_c.
+
+Of cells with the same area the one with the fewest negatives is named, which knows its area least; of these the lowest number.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class WorstCell(NamedTuple):
     """(cell, ...) float64, as in `delong`."""
 
     worst: torch.Tensor
-    """(...) int64: place in `cells` of the lowest area, the first of equals."""
+    """(...) int64: place in `cells` of the lowest area; of equals that of fewest negatives, then the first."""
 
     auroc: torch.Tensor
     """(...) float64: the lowest area; NaN where one of them is unknown."""
@@ -75,5 +77,8 @@ def worst_cell(scores: torch.Tensor, positives: torch.Tensor, cells: torch.Tenso
         intervals = [auroc_interval(area, error, int(positives.sum()), int(sizes[place]), each_level) for area, error in pairs]
         ends[0, place] = torch.tensor([one.low for one in intervals], dtype=torch.float64).reshape(aurocs.shape[1:])
         ends[1, place] = torch.tensor([one.high for one in intervals], dtype=torch.float64).reshape(aurocs.shape[1:])
-    lowest = aurocs.min(0)
-    return WorstCell(names, sizes, aurocs, errors, lowest.indices, lowest.values, ends[0].amin(0), ends[1].amin(0))
+    lowest = aurocs.amin(0)  # NaN where one of them is
+    order = torch.argsort(sizes, stable=True)  # fewest negatives first, then by number
+    is_lowest = (aurocs == lowest) | (aurocs.isnan() & lowest.isnan())
+    worst = order[is_lowest[order].to(torch.uint8).argmax(0)]  # the first in that order
+    return WorstCell(names, sizes, aurocs, errors, worst, lowest, ends[0].amin(0), ends[1].amin(0))

@@ -15,7 +15,6 @@ from modelscope_probes.interventions import (
     Intervention,
     InterventionPass,
     ablated,
-    answered,
     directions,
     erased,
     interventions,
@@ -24,7 +23,7 @@ from modelscope_probes.interventions import (
     steered,
 )
 from modelscope_probes.leace import leace
-from modelscope_probes.reading import padded
+from modelscope_probes.reading import answered, padded
 
 from modelscope_app.api import Example
 from modelscope_app.checkpoints import open_checkpoint

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from modelscope_probes.defection_report import beside_twin, difference_interval
-from modelscope_probes.evidence import Labelled, bag_of_tokens_auroc, directions, folds_of_groups, layer_evidence, scores
+from modelscope_probes.evidence import (
+    Labelled,
+    bag_of_tokens_auroc,
+    directions,
+    folds_of_groups,
+    layer_evidence,
+    restored,
+    scores,
+    stored,
+)
 from modelscope_probes.leak_guard import overlap
 from modelscope_probes.statistics.ranks import auroc
+
+from modelscope_app.jobs import stored as disk
 
 HIDDEN, LAYERS, PER_CELL = 64, 3, 40
 POLARITY = ["Yes", "Yes", "No", "No"]
@@ -112,6 +124,22 @@ def test_two_that_are_both_perfect_are_not_told_apart() -> None:
     one = layer_evidence(activations, contrast, POLARITY, data, random_count=500, draws=200, level=0.95, generators=generators())
     low, high = difference_interval(one, one, 1, 0.95)
     assert low < 0 < high
+
+
+def test_evidence_comes_back_from_a_stage_as_it_was(tmp_path: Path) -> None:
+    activations, contrast, data = planted(3.0)
+    activations[5, 2, 3] = float("inf")
+    found = layer_evidence(activations, contrast, POLARITY[:2] * 2, data, random_count=500, draws=200, level=0.95, generators=generators())
+    disk.store(tmp_path / "stage", stored(found))
+    again = restored(disk.load(tmp_path / "stage"))
+    assert type(again.worst) is type(found.worst) and again.permuted == found.permuted == "within groups, 200 drawn of more than 10^15 " + (
+        "possible labellings"
+    )
+    assert repr(again.intervals) == repr(found.intervals)  # NaN is equal to itself in words only
+    for name, values in found._asdict().items():
+        pairs = [(values, getattr(again, name))] if isinstance(values, torch.Tensor) else []
+        pairs = list(zip(values, getattr(again, name), strict=True)) if name in ("worst", "halves") else pairs
+        assert all(torch.equal(one.nan_to_num(-9), other.nan_to_num(-9)) for one, other in pairs)
 
 
 def test_scores_are_brute_force_projections() -> None:

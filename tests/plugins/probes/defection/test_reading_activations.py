@@ -102,6 +102,42 @@ def test_next_token_logits_are_those_of_the_last_token_of_a_prompt(tiny_lm: Path
         torch.testing.assert_close(found[prompt.id], logits[[7, 9]].double(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 1000])
+def test_asking_computes_logits_of_the_last_position_alone(model, prompts, tokens: int) -> None:  # type: ignore[no-untyped-def]
+    source = length_bucketed([prompt.example for prompt in prompts], tokens, "left")
+    fold = NextTokenPass(model, [prompt.id for prompt in prompts], [7, 9])
+    state, shapes = fold.start(), []
+    watching = model.module.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
+    for ids in source.plan:
+        state = fold.step(state, source.load(ids))
+    watching.remove()
+    assert shapes == [(len(ids), 1) for ids in source.plan]
+    for ids in source.plan:
+        batch = source.load(ids)
+        with torch.no_grad():
+            slow = model.logits(batch)[:, -1][:, [7, 9]].double()
+        # float32 sums in another order, where only the last position is multiplied
+        torch.testing.assert_close(fold.finish(state)[torch.tensor(batch.ids)], slow, rtol=1e-5, atol=1e-6)
+
+
+def test_answers_are_greedy_and_unknown_after_logits_that_are_not_finite(model, prompts) -> None:  # type: ignore[no-untyped-def]
+    source = length_bucketed([prompt.example for prompt in prompts], 1000, "left")
+    batch = source.load(source.plan[0])
+    fold = AnswerPass(model, [prompt.id for prompt in prompts], 3)
+    found = fold.finish(fold.step(fold.start(), batch))
+    rows = torch.tensor(batch.ids)
+    assert torch.equal(found["tokens"][rows], model.greedy(batch, 3)) and bool(found["is_known"].all())
+
+    def breaks(hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.clone()
+        hidden[1] = torch.nan
+        return hidden
+
+    with model.sites.write({"resid_post.2": breaks}):
+        broken = fold.finish(fold.step(fold.start(), batch))
+    assert broken["is_known"][rows].tolist() == [True, False, True, True]
+
+
 def test_every_pass_can_be_parted_and_merged(model, prompts, pairs) -> None:  # type: ignore[no-untyped-def]
     ids = [prompt.id for prompt in prompts]
     one_at_a_time = length_bucketed([prompt.example for prompt in prompts], 1, "left")

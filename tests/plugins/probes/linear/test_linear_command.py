@@ -174,7 +174,7 @@ def test_before_and_after_erasure_are_one_method_on_normalised_differences(
 def test_selectivity_that_cannot_be_computed_is_null_and_said(run_analysis: Run, write: Write) -> None:
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([1, 0, 0, 0, 1, 0])  # of the rows to fit on, one is 1: the fold that has it leaves none
-    group, test = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 0, 1, 1])
+    group, test = torch.tensor([0, 0, 2, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 1, 1])
     run = run_analysis("probes.linear", activations=write(x=x, y=y, group=group, test=test), method="lda", online_code=False)
     assert run.status == "done" and run.facts["selectivity"] is None and run.facts["control_accuracy"] is None
     assert "selectivity is unknown" in (run.folder / "log.txt").read_text()
@@ -247,6 +247,23 @@ def test_prompts_of_a_checkpoint_are_read_and_fitted(run_analysis: Run, tiny_lm:
             {"x": torch.zeros(8, 2), "y": (torch.arange(8) < 3).long(), "group": torch.arange(8) // 3},
             {"folds": 3},
             "labelled 1 are in 1 of 3 groups, and 3 grouped folds",
+            3,
+        ),
+        (
+            {
+                "x": torch.zeros(8, 2),
+                "y": torch.arange(8) % 2,
+                "test": torch.arange(8) // 4,
+                "group": torch.tensor([5, 5, 9, 7, 7, 9, 6, 6]),
+            },
+            {},
+            r"group 7 has rows held out .* as have 2 of 4 groups, which leaks; give all rows of a group the same test, or leave test out",
+            3,
+        ),
+        (
+            {"score": torch.zeros(8), "y": torch.arange(8) % 2, "test": torch.arange(8) // 4, "group": torch.arange(8) % 4},
+            {},
+            "group 0 has rows held out .* as have 4 of 4 groups",
             3,
         ),
         ({"x": torch.zeros(8, 2), "y": torch.arange(8) % 2}, {"method": "ccs"}, "needs pairs: x_yes, x_no and truth", 2),

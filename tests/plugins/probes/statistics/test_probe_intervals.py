@@ -99,6 +99,13 @@ def test_half_the_width_needs_four_times_the_prompts() -> None:
     assert more_prompts(0.1, 0.09, 3, 7) == 1 + 2  # 3 x 1.235 and 7 x 1.235, each rounded up
 
 
+def test_what_a_class_lacks_of_the_least_is_asked_for_however_narrow_the_interval() -> None:
+    assert more_prompts(0.05, 0.1, 4, 60, lacking=(6, 0)) == 6
+    assert more_prompts(0.1, 0.05, 4, 60, lacking=(6, 0)) == 12 + 180  # four times as many is more than the least
+    assert more_prompts(0.05, 0.1, 4, 60, lacking=(-50, -50)) == 0
+    assert more_prompts(math.nan, 0.1, 4, 60, lacking=(6, 0)) is None
+
+
 @pytest.mark.parametrize(
     ("half_width", "target", "positives"),
     [

@@ -51,6 +51,22 @@ def test_twins_exchange_labels_between_themselves_only() -> None:
     torch.testing.assert_close(found.labels.double().mean(0), share, rtol=0, atol=0.125)
 
 
+@pytest.mark.parametrize(
+    ("labels", "groups", "said"),
+    [
+        ([1, 0, 1, 0, 0], None, "between groups, 7 drawn of 10 possible labellings"),
+        ([1, 0, 1, 0, 0], [0, 0, 1, 1, 1], "within groups, 7 drawn of 6 possible labellings"),
+        ([1, 0, 1, 0, 0], [0, 0, 0, 0, 0], "within groups, 7 drawn of 10 possible labellings"),
+        ([1] * 40 + [0] * 40, None, "between groups, 7 drawn of more than 10^15 possible labellings"),
+        ([1, 0] * 2500, [at // 10 for at in range(5000)], "within groups, 7 drawn of more than 10^15 possible labellings"),
+        ([1, 1, 1], None, "between groups, where only one labelling is possible, so nothing can be tested"),
+    ],
+)
+def test_how_many_labellings_there_are_is_exact_or_said_to_be_more(labels: list[int], groups: list[int] | None, said: str) -> None:
+    members = None if groups is None else torch.tensor(groups)
+    assert permuted_labels(torch.tensor(labels).bool(), members, 7, seeded(12)).in_words == said
+
+
 def test_the_same_state_gives_the_same_permutations() -> None:
     labels = torch.arange(20) % 3 == 0
     assert torch.equal(permuted_labels(labels, None, 9, seeded(3)).labels, permuted_labels(labels, None, 9, seeded(3)).labels)

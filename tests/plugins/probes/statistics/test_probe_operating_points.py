@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from modelscope_probes.statistics.intervals import clopper_pearson
-from modelscope_probes.statistics.operating_points import RocCurve, fpr_at_tpr, partial_area, roc_curve, tpr_at_fpr
+from modelscope_probes.statistics.operating_points import RocCurve, roc_curve, tpr_at_fpr
 from modelscope_probes.statistics.ranks import auroc
 
 
@@ -36,14 +36,13 @@ def test_the_area_under_the_curve_is_the_share_of_pairs() -> None:
     for seed in range(5):
         scores, labels = made(seed, values=5 + seed * 20)
         curve = curve_of(scores, labels)
-        told = float(auroc(scores, labels))
-        assert partial_area(curve, 1.0) == pytest.approx((told, told), rel=1e-12)
+        area = torch.trapezoid(curve.true_positive_rates, curve.false_positive_rates)
+        assert area.item() == pytest.approx(float(auroc(scores, labels)), rel=1e-12)
 
 
 def test_constant_scores_have_two_points_and_chance() -> None:
     curve = curve_of(torch.ones(300), torch.arange(300) < 100)
     assert curve.thresholds.tolist() == [math.inf, 1.0]
-    assert partial_area(curve, 0.1) == (pytest.approx(0.005), pytest.approx(0.5))
     point = tpr_at_fpr(curve, 0.05)
     assert point is not None
     assert (point.threshold, point.true_positive_rate, point.false_positive_rate) == (math.inf, 0, 0)
@@ -75,40 +74,6 @@ def test_a_rate_that_the_negatives_cannot_show_has_no_point() -> None:
     enough = curve_of(*made(1, negatives=100))
     assert tpr_at_fpr(enough, 0.01) is not None
     assert tpr_at_fpr(enough, 0.001) is None
-
-
-def test_the_first_point_of_a_true_positive_rate_is_given() -> None:
-    scores, labels = made(2)
-    point = fpr_at_tpr(curve_of(scores, labels), 0.95, 0.9)
-    assert point is not None
-    reaching = [threshold for threshold in scores.unique().tolist() if int((scores[labels] >= threshold).sum()) >= 57]
-    assert point.threshold == max(reaching)
-    assert point.false_positive_interval == clopper_pearson(int((scores[~labels] >= point.threshold).sum()), 140, 0.9)
-
-
-def test_a_true_positive_rate_that_the_positives_cannot_miss_has_no_point() -> None:
-    assert fpr_at_tpr(curve_of(*made(3, positives=19))) is None
-    assert fpr_at_tpr(curve_of(*made(3, positives=20))) is not None
-    assert fpr_at_tpr(curve_of(*made(3, positives=99)), 0.99) is None
-    assert fpr_at_tpr(curve_of(*made(3, positives=100)), 0.99) is not None
-
-
-def test_a_part_of_the_area_ends_between_two_points() -> None:
-    curve = curve_of(torch.tensor([3.0, 2.0, 1.0, 2.0, 1.0, 0.0]), torch.tensor([1, 1, 1, 0, 0, 0]).bool())
-    # (0, 1/3), (1/3, 2/3), (2/3, 1), (1, 1)
-    assert partial_area(curve, 1 / 6).area == pytest.approx((1 / 3 + 1 / 2) / 2 / 6)
-    assert partial_area(curve, 1 / 3).area == pytest.approx((1 / 3 + 2 / 3) / 2 / 3)
-
-
-def test_a_perfect_part_is_one_on_the_standard_scale() -> None:
-    labels = torch.arange(40) < 20
-    assert partial_area(curve_of(labels.float(), labels), 0.1) == (pytest.approx(0.1), pytest.approx(1.0))
-
-
-@pytest.mark.parametrize("most", [0.0, -0.1, 1.1, math.nan])
-def test_a_part_outside_the_curve_is_refused(most: float) -> None:
-    with pytest.raises(ValueError, match="above 0 and at most 1"):
-        partial_area(curve_of(*made(4)), most)
 
 
 def test_what_has_no_curve_is_none() -> None:

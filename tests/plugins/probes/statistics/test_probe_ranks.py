@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from modelscope_probes.statistics import ranks
-from modelscope_probes.statistics.ranks import auroc, auroc_of_midranks, midranks
+from modelscope_probes.statistics.ranks import auroc, midranks
 from scipy import stats
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
@@ -64,11 +64,6 @@ def test_midranks_agree_with_scipy(values: list[float]) -> None:
     assert midranks(torch.tensor(values, dtype=torch.float64)).tolist() == stats.rankdata(values).tolist()
 
 
-def test_the_area_follows_from_midranks() -> None:
-    labels, scores = some_labels(4, 80), tied(5, 2, 3, 80)
-    assert torch.equal(auroc_of_midranks(midranks(scores), labels), auroc(scores, labels))
-
-
 def test_leading_dimensions_are_kept_and_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores = some_labels(6, 50), tied(7, 2, 7, 50)
     whole, ranked = auroc(scores, labels), midranks(scores)
@@ -106,7 +101,6 @@ def test_the_largest_finite_scores_are_scores() -> None:
 def test_an_absent_class_leaves_the_area_unknown(label: bool) -> None:
     labels = torch.full((5,), label)
     assert auroc(torch.arange(5.0).expand(2, 5), labels).isnan().all()
-    assert auroc_of_midranks(midranks(torch.arange(5.0)), labels).isnan()
     assert auroc(torch.empty(2, 0), torch.empty(0, dtype=torch.bool)).isnan().all()
 
 

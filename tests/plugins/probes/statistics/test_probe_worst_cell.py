@@ -66,6 +66,19 @@ def test_a_mixture_hides_what_one_cell_shows() -> None:
     assert found.auroc[0] < 0.65 and found.cells[found.worst[0]] == 10
 
 
+def test_of_equal_cells_the_one_with_fewest_negatives_is_named_then_the_lowest_number() -> None:
+    positives = torch.tensor([True] * 4 + [False] * 11)
+    cells = torch.tensor([9] * 4 + [1] * 4 + [4] * 3 + [2] * 3 + [3])
+    scores = torch.where(positives, 1.0, 0.0).repeat(3, 1)
+    scores[1, 14] = 1.0  # the one of cell 3 is tied with the positives: lowest without an equal
+    scores[2] = torch.nan
+    assert worst_cell(scores[:1, :14], positives[:14], cells[:14]).worst.tolist() == [1]  # 4, 3 and 3 negatives in cells 1, 2 and 4
+    found = worst_cell(scores, positives, cells)
+    assert found.cells[found.worst].tolist() == [3, 3, 3]
+    found = worst_cell(scores[:, :14], positives[:14], cells[:14])
+    assert found.cells[found.worst].tolist() == [2, 2, 2]
+
+
 def test_one_cell_is_the_plain_area() -> None:
     scores, positives, cells = made(3, (0.0,))
     found = worst_cell(scores, positives, cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def test_the_behaviour_is_there_once_half_of_the_positive_prompts_are_answered_w
     assert facts(0.6, 0.6, 0.6, defected=[(0, 4), (2, 4), (1, 4)])["first_step_behaviour"] == 10
     assert facts(0.6, 0.6, 0.6, defected=[(0, 4), (1, 4), (1, 4)])["first_step_behaviour"] is None
     assert facts(0.6, 0.6, 0.6)["final_defection_rate"] is None
+
+
+def test_a_member_whose_answers_are_all_unknown_has_no_rate() -> None:
+    unknown = facts(0.6, 0.6, defected=[(3, 4), (0, 0)])["final_defection_rate"]
+    assert all(math.isnan(value) for value in unknown.values())
+    assert facts(0.6, 0.6, defected=[(0, 0), (3, 3)])["first_step_behaviour"] == 10
 
 
 @pytest.mark.parametrize(

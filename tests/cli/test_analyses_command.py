@@ -13,6 +13,8 @@ from modelscope_app.testing import TemporaryPlugins
 
 pytest_plugins = ["modelscope_app.testing"]
 
+FIRST_PARTY = "influence,probes,weights"
+
 
 def analyses(plugins: TemporaryPlugins, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -26,7 +28,7 @@ def analyses(plugins: TemporaryPlugins, *words: str, **variables: str) -> subpro
 
 def test_the_listing_goes_by_plugin_and_says_what_each_takes(temporary_plugins: TemporaryPlugins) -> None:
     temporary_plugins.write("lens", WORKING.replace('analysis("diff")', 'analysis("diff", checkpoints=Checkpoints(2, 2))'))
-    ended = analyses(temporary_plugins, MSCOPE_DISABLE_PLUGINS="probes,weights")
+    ended = analyses(temporary_plugins, MSCOPE_DISABLE_PLUGINS=FIRST_PARTY)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [line.rstrip() for line in ended.stdout.splitlines()][:3] == [
         "lens (modelscope-lens 1.0)",
@@ -38,7 +40,7 @@ def test_the_listing_goes_by_plugin_and_says_what_each_takes(temporary_plugins: 
 def test_the_listing_names_broken_plugins_on_stderr_and_shows_the_rest(temporary_plugins: TemporaryPlugins) -> None:
     temporary_plugins.write("bad", sources.EXITS_AT_IMPORT)
     temporary_plugins.write("lens", WORKING)
-    ended = analyses(temporary_plugins, "--json", MSCOPE_DISABLE_PLUGINS="probes,weights")
+    ended = analyses(temporary_plugins, "--json", MSCOPE_DISABLE_PLUGINS=FIRST_PARTY)
     assert ended.returncode == 0
     assert ended.stderr.startswith("mscope: plugin bad: its import fails: SystemExit: 7")
     listed = json.loads(ended.stdout)
@@ -94,5 +96,5 @@ def test_a_wrong_id_suggests_the_nearest_and_a_broken_plugin_is_named(temporary_
 
 
 def test_an_environment_without_analyses_says_nothing_wrong(temporary_plugins: TemporaryPlugins) -> None:
-    ended = analyses(temporary_plugins, MSCOPE_DISABLE_PLUGINS="probes,weights")
+    ended = analyses(temporary_plugins, MSCOPE_DISABLE_PLUGINS=FIRST_PARTY)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -32,7 +32,7 @@ def test_quit_while_a_job_runs_come_back_and_see_it_finish(window: Terminal, job
     window.start(SAMPLE)
     window.wait_for("4,810 in 4 tensors")
     window.keys("3")
-    window.wait_for("survivor.two-passes")
+    window.wait_for("/ to search")
     window.keys("/")
     window.keys("t", "w", "o", "-")
     window.wait_for("two-passes")

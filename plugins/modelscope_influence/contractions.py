@@ -14,6 +14,7 @@ B out in (in + out); the smaller is taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -38,48 +39,83 @@ class Basis(NamedTuple):
         return self.outputs @ gradient @ self.inputs.T
 
 
+class RowGradients:
+    """Gradients of the rows of a batch for one weight, in a basis if one is given, made only where that is needed."""
+
+    def __init__(self, uses: Sequence[UseOfWeight], basis: Basis | None = None) -> None:
+        self.one_position: UseOfWeight | None = None
+        """In the basis, where there is one use with one position by row; then no gradient is ever made."""
+        self._uses, self._basis = uses, basis
+        if len(uses) == 1 and uses[0].inputs.shape[1] == 1:
+            self.one_position = uses[0] if basis is None else _rotated(uses[0], basis)
+
+    @cached_property
+    def dense(self) -> torch.Tensor:
+        """(batch, out, in)."""
+        if self.one_position is not None:
+            return _outer([self.one_position])
+        if self._basis is None:
+            return _outer(self._uses)
+        if _rotating_first_is_cheaper(self._uses):
+            return _outer([_rotated(use, self._basis) for use in self._uses])
+        return self._basis.rotate(_outer(self._uses))
+
+    def summed_squares(self) -> torch.Tensor:
+        """(out, in): sum over rows of the squared gradient, element by element."""
+        if self.one_position is not None:
+            return self.one_position.gradients[:, 0].square().T @ self.one_position.inputs[:, 0].square()
+        return self.dense.square().sum(dim=0)
+
+    def weighted_squares(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """(batch,): sum of each row's squared gradient, weighted by (out, in) weights; None for ones."""
+        if self.one_position is not None:
+            outputs, inputs = self.one_position.gradients[:, 0].square(), self.one_position.inputs[:, 0].square()
+            return outputs.sum(-1) * inputs.sum(-1) if weights is None else ((outputs @ weights) * inputs).sum(-1)
+        squares = self.dense.square()
+        return squares.sum((-2, -1)) if weights is None else squares.flatten(1) @ weights.flatten()
+
+    def products(self, directions: torch.Tensor) -> torch.Tensor:
+        """(query, batch): inner products with (query, out, in) directions of the same basis."""
+        if self.one_position is None:
+            return directions.flatten(1) @ self.dense.flatten(1).T
+        inputs, gradients = self.one_position.inputs[:, 0].T, self.one_position.gradients[:, 0].T  # (in, batch), (out, batch)
+        # A query at a time: (query, out, batch) would leave the processor's cache.
+        return torch.stack([(direction @ inputs).mul_(gradients).sum(0) for direction in directions])
+
+    def products_with(self, others: RowGradients) -> torch.Tensor:
+        """(other row, row): inner products with the gradients of other rows in the same basis."""
+        one, other = self.one_position, others.one_position
+        if one is None or other is None:
+            return self.products(others.dense)
+        return (other.gradients[:, 0] @ one.gradients[:, 0].T) * (other.inputs[:, 0] @ one.inputs[:, 0].T)
+
+
 def row_gradients(uses: Sequence[UseOfWeight], basis: Basis | None = None) -> torch.Tensor:
     """(batch, out, in): the gradient of each row, in a basis if one is given."""
-    if basis is None:
-        return _outer(uses)
-    if _rotating_first_is_cheaper(uses):
-        return _outer([_rotated(use, basis) for use in uses])
-    return basis.rotate(_outer(uses))
+    return RowGradients(uses, basis).dense
 
 
 def summed_squares(uses: Sequence[UseOfWeight], basis: Basis | None = None) -> torch.Tensor:
     """(out, in): sum over rows of the squared gradient, element by element in the basis."""
-    if _has_one_position(uses):
-        use = uses[0] if basis is None else _rotated(uses[0], basis)
-        return use.gradients[:, 0].square().T @ use.inputs[:, 0].square()
-    return row_gradients(uses, basis).square_().sum(dim=0)
+    return RowGradients(uses, basis).summed_squares()
 
 
 def weighted_squares(uses: Sequence[UseOfWeight], weights: torch.Tensor | None, basis: Basis | None = None) -> torch.Tensor:
     """(batch,): sum of each row's squared gradient in the basis, weighted by (out, in) weights; None for ones."""
-    if _has_one_position(uses):
-        if weights is None:
-            return uses[0].gradients[:, 0].square().sum(-1) * uses[0].inputs[:, 0].square().sum(-1)
-        use = uses[0] if basis is None else _rotated(uses[0], basis)
-        return ((use.gradients[:, 0].square() @ weights) * use.inputs[:, 0].square()).sum(-1)
-    squares = row_gradients(uses, basis if weights is not None else None).square_()
-    return squares.sum((-2, -1)) if weights is None else squares.flatten(1) @ weights.flatten()
+    return RowGradients(uses, basis if weights is not None else None).weighted_squares(weights)
 
 
 def products(uses: Sequence[UseOfWeight], directions: torch.Tensor) -> torch.Tensor:
     """(query, batch): inner products of (query, out, in) directions with each row's gradient."""
-    if _has_one_position(uses):
-        inputs, gradients = uses[0].inputs[:, 0], uses[0].gradients[:, 0]
-        applied = (directions.flatten(0, 1) @ inputs.T).reshape(*directions.shape[:2], -1)  # (query, out, batch)
-        return torch.einsum("qob,bo->qb", applied, gradients)
-    return directions.flatten(1) @ row_gradients(uses).flatten(1).T
+    return RowGradients(uses).products(directions)
 
 
-def position_products(uses: Sequence[UseOfWeight], directions: torch.Tensor) -> torch.Tensor:
-    """(query, batch, position): the same, position by position; sums to `products`.
+def position_products(uses: Sequence[UseOfWeight], directions: torch.Tensor, basis: Basis | None = None) -> torch.Tensor:
+    """(query, batch, position): inner products position by position, with directions in the basis; sums to `products`.
 
     It is what the weight's use at a position contributes, which reaches the loss of later positions too.
     """
+    uses = uses if basis is None else [_rotated(use, basis) for use in uses]
     parts = [torch.einsum("qoi,bto,bti->qbt", directions, use.gradients, use.inputs) for use in uses]
     return torch.stack(parts).sum(0)
 
@@ -94,10 +130,6 @@ def _outer(uses: Sequence[UseOfWeight]) -> torch.Tensor:
 
 def _rotated(use: UseOfWeight, basis: Basis) -> UseOfWeight:
     return UseOfWeight(use.inputs @ basis.inputs, use.gradients @ basis.outputs)
-
-
-def _has_one_position(uses: Sequence[UseOfWeight]) -> bool:
-    return len(uses) == 1 and uses[0].inputs.shape[1] == 1
 
 
 def _rotating_first_is_cheaper(uses: Sequence[UseOfWeight]) -> bool:

@@ -47,14 +47,18 @@ class Curvature(NamedTuple):
     def inverse(self, fraction: float) -> torch.Tensor | None:
         """(out, in) float64: 1 / (eigenvalue + damping), in the basis; None for the identity.
 
-        Raises JobFailed where an eigenvalue is zero and nothing damps it.
+        Raises JobFailed where all eigenvalues are zero, and where one is, but for rounding, and nothing damps it.
         """
         if self.eigenvalues is None:
             return None
-        damped = self.eigenvalues.double() + fraction * self.mean_eigenvalue
-        if not bool((damped > 0).all()):
+        eigenvalues = self.eigenvalues.double()
+        if not self.mean_eigenvalue > 0:
+            raise JobFailed("the curvature of a module is zero everywhere: no training row has a gradient there; leave it out of --modules")
+        # A square of a gradient that is rounding alone.
+        rounding = torch.finfo(self.eigenvalues.dtype).eps ** 2 * self.eigenvalues.numel() * float(eigenvalues.max())
+        if not fraction and float(eigenvalues.min()) <= rounding:
             raise JobFailed("the curvature is singular (an eigenvalue is zero, and damping is too); raise --damping above 0")
-        return damped.reciprocal_()
+        return (eigenvalues + fraction * self.mean_eigenvalue).reciprocal_()
 
     def precondition(self, gradient: torch.Tensor, fraction: float) -> torch.Tensor:
         """(..., out, in): (H + damping)^-1 applied to gradients, in their dtype."""

@@ -1,6 +1,7 @@
 """The two passes over training data that curvature is fitted by. Both merge: order, batches and shards do not matter.
 
-A row whose loss or gradients are not finite is set aside: it is left out of every sum and its id is kept.
+A row whose loss or gradients are not finite is set aside: it is left out of every sum and its id is kept. Gradients are known from the
+last weight to the first, so that a row whose loss is finite is left out from the weight on where its gradient is not.
 """
 
 from __future__ import annotations
@@ -48,8 +49,14 @@ class _Pass:
 
     def step(self, state: State, batch: Any) -> State:
         labelling = positions = 0
+        good = torch.empty(0)  # (batch,) bool once the loss is known
 
         def consume(weight: Weight, uses: Sequence[UseOfWeight]) -> None:
+            nonlocal good
+            bad = overflowing_rows(uses)
+            if bool(bad.any()):
+                good = good & ~bad
+                uses = [UseOfWeight(*(part.masked_fill(bad[:, None, None], 0) for part in use)) for use in uses]
             self._add(state, weight, uses, positions if labelling == 0 else None)
 
         keeps = self._labels.fisher == "exact" or (self._labels.fisher == "true" and self._labels.draws > 1)
@@ -131,6 +138,13 @@ def finite_rows(scored: Scored) -> torch.Tensor:
         per_position = scored.logits.detach().isfinite().all(-1) & scored.losses().detach().isfinite()
     bad = scored.by_row((~per_position).to(scored.logits.dtype))
     return bad == 0
+
+
+def overflowing_rows(uses: Sequence[UseOfWeight]) -> torch.Tensor:
+    """(batch,) bool: rows whose inputs or output gradients are not finite, or are once they are multiplied and squared."""
+    inputs = torch.stack([use.inputs.square().sum((1, 2)) for use in uses]).sum(0)
+    gradients = torch.stack([use.gradients.square().sum((1, 2)) for use in uses]).sum(0)
+    return ~(inputs + gradients + inputs * gradients).isfinite()
 
 
 def real_positions(scored: Scored, good: torch.Tensor) -> torch.Tensor | None:

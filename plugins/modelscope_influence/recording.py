@@ -6,7 +6,8 @@
         tape.backward(loss)
 
 `consume(weight, uses)` is called once for each weight, during the backward pass, as soon as all its uses have their gradients; what it
-was given is let go afterwards, so that memory holds the inputs of the weights still to come and no gradient of a parameter at all.
+was given is let go afterwards, so that memory holds the inputs of the weights still to come and no gradient of a parameter at all. A use
+whose output the objective does not depend on is none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from modelscope_influence.weights import Kind, Weight
+from modelscope_app.api import BadInput
+from modelscope_influence.weights import Use, Weight
 
 
 class UseOfWeight(NamedTuple):
@@ -41,6 +43,7 @@ class Tape:
         """(batch, position) bool; None where every position is real."""
         self._consume = consume
         self._keeps = keeps
+        self._weights: dict[str, Weight] = {}
         self._expected: dict[str, int] = {}
         self._found: dict[str, list[UseOfWeight]] = {}
 
@@ -49,11 +52,15 @@ class Tape:
         self._found = {}
         if objective.requires_grad:
             objective.backward(retain_graph=self._keeps)  # type: ignore[no-untyped-call]
+        for name, found in self._found.items():  # of these some uses do not reach the objective
+            self._consume(self._weights[name], found)
+        self._found = {}
 
-    def add(self, weight: Weight, kind: Kind, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def add(self, weight: Weight, use: Use, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Note one use; returns the output that the model goes on with."""
         if not output.requires_grad:
             output = output.detach().requires_grad_()  # nothing below needs a gradient, so the graph begins here
+        self._weights[weight.name] = weight
         self._expected[weight.name] = self._expected.get(weight.name, 0) + 1
         inputs: list[torch.Tensor | None] = [given.detach()]
 
@@ -63,7 +70,7 @@ class Tape:
             if not self._keeps:
                 inputs[0] = None
             found = self._found.setdefault(weight.name, [])
-            found.append(self._use(weight, kind, kept, gradient.detach()))
+            found.append(self._use(weight, use, kept, gradient.detach()))
             if len(found) == self._expected[weight.name]:
                 del self._found[weight.name]
                 self._consume(weight, found)
@@ -71,22 +78,37 @@ class Tape:
         output.register_hook(gradient_is_there)  # type: ignore[no-untyped-call]
         return output
 
-    def _use(self, weight: Weight, kind: Kind, given: torch.Tensor, gradient: torch.Tensor) -> UseOfWeight:
-        if kind in ("embedding", "embedding-transposed"):
-            tokens = given if given.ndim == 2 else given[None]
-            rows = weight.outputs if kind == "embedding-transposed" else weight.inputs
-            given = nn.functional.one_hot(tokens.clamp(0, rows - 1), rows).to(gradient.dtype)
-        inputs = given if given.ndim == 3 else given[:, None]
-        gradients = gradient if gradient.ndim == 3 else gradient[:, None]
+    def _use(self, weight: Weight, use: Use, given: torch.Tensor, gradient: torch.Tensor) -> UseOfWeight:
+        if isinstance(use.module, nn.Embedding):
+            given = _one_hot(use.module, given).to(gradient.dtype)
+        inputs, gradients = self._by_row(weight, given), self._by_row(weight, gradient)
         if self.mask is not None:
             unreal = ~self.mask[..., None]
             inputs, gradients = inputs.masked_fill(unreal, 0), gradients.masked_fill(unreal, 0)
-        if kind == "embedding-transposed":
+        if use.kind == "embedding-transposed":
             return UseOfWeight(gradients, inputs)
         if weight.has_bias:
             ones = inputs.new_ones(*inputs.shape[:2], 1) if self.mask is None else self.mask[..., None].to(inputs.dtype)
             inputs = torch.cat([inputs, ones], dim=-1)
         return UseOfWeight(inputs, gradients)
+
+    def _by_row(self, weight: Weight, values: torch.Tensor) -> torch.Tensor:
+        """(batch, position, width), of a model that goes on with positions of all rows in one list, too."""
+        if self.mask is None:
+            return values if values.ndim == 3 else values[:, None]
+        rows, positions = self.mask.shape
+        if values.shape[:-1].numel() != rows * positions:
+            raise BadInput(
+                f"{weight.name} is not applied to each row by itself ({values.shape[:-1].numel()} times for {rows} rows of {positions} "
+                "positions); leave it out of --modules"
+            )
+        return values.reshape(rows, positions, values.shape[-1])
+
+
+def _one_hot(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
+    """(..., row of the table); zero for the row that torch keeps from being learnt."""
+    found = nn.functional.one_hot(tokens, table.num_embeddings)
+    return found if table.padding_idx is None else found.masked_fill((tokens == table.padding_idx)[..., None], 0)
 
 
 @contextmanager
@@ -97,7 +119,7 @@ def recorded(weights: Sequence[Weight], consume: Consume, keeps: bool = False) -
     try:
         for weight in weights:
             for use in weight.uses:
-                handles.append(use.module.register_forward_hook(_hook(tape, weight, use.kind)))
+                handles.append(use.module.register_forward_hook(_hook(tape, weight, use)))
         with torch.enable_grad():
             yield tape
     finally:
@@ -105,8 +127,8 @@ def recorded(weights: Sequence[Weight], consume: Consume, keeps: bool = False) -
             handle.remove()
 
 
-def _hook(tape: Tape, weight: Weight, kind: Kind) -> Callable[[nn.Module, Any, Any], torch.Tensor]:
+def _hook(tape: Tape, weight: Weight, use: Use) -> Callable[[nn.Module, Any, Any], torch.Tensor]:
     def called(module: nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
-        return tape.add(weight, kind, given[0], output)
+        return tape.add(weight, use, given[0], output)
 
     return called

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from modelscope_app.api import BadInput
-from modelscope_influence.contractions import Basis, position_products, products, row_gradients, weighted_squares
+from modelscope_influence.contractions import Basis, RowGradients, position_products
 from modelscope_influence.ekfac import Curvature
 from modelscope_influence.factor_passes import finite_rows, real_positions
 from modelscope_influence.objectives import Measure, Task, measured
@@ -18,25 +18,59 @@ from modelscope_influence.weights import Weight
 State = dict[str, torch.Tensor]
 
 
+class Block(NamedTuple):
+    """What is divided by, for one weight."""
+
+    inverse: torch.Tensor | None
+    """(out, in): 1 / (eigenvalue + damping) in the basis; None for the identity."""
+    basis: Basis | None
+
+
+def blocks(curvatures: Mapping[str, Curvature], damping: float, like: torch.Tensor) -> dict[str, Block]:
+    """Inverse curvature by weight, in the dtype and on the device of `like`."""
+    found = {}
+    for name, curvature in curvatures.items():
+        inverse, basis = curvature.inverse(damping), curvature.basis
+        moved = None if basis is None else Basis(basis.inputs.to(like), basis.outputs.to(like))
+        found[name] = Block(None if inverse is None else inverse.to(like), moved)
+    return found
+
+
 class Queries(NamedTuple):
-    """Gradients of queries' measures, by weight."""
+    """Gradients of queries' measures, by weight and in its basis."""
 
     ids: list[int]
-    gradients: dict[str, torch.Tensor]
-    """(query, out, in) by weight."""
+    plain: dict[str, list[RowGradients]]
+    """As they are, by batch."""
+    ready: dict[str, torch.Tensor]
+    """(query, out, in): divided by curvature, which makes inner products with rows' gradients scores."""
     values: torch.Tensor
     """(query,) float64: the measure itself."""
+    order: torch.Tensor
+    """(query,) int64: where each query stands among the batches' rows, one batch after the other."""
+
+    def products(self, weight: str, rows: RowGradients) -> torch.Tensor:
+        """(query, row): inner products of the plain gradients with those of rows."""
+        return torch.cat([rows.products_with(batch) for batch in self.plain[weight]])[self.order]
+
+    @property
+    def squared_norms(self) -> torch.Tensor:
+        """(query,) float64: of the plain gradients over all weights."""
+        by_weight = [torch.cat([batch.weighted_squares(None) for batch in batches]).double() for batches in self.plain.values()]
+        return torch.stack(by_weight).sum(0)[self.order]
 
 
-def query_gradients(task: Task, weights: Sequence[Weight], measure: Measure, ids: Sequence[int]) -> Queries:
-    """The gradient of each query's measure. Raises BadInput for a query whose measure is not finite, naming it."""
-    found: dict[str, list[torch.Tensor]] = {weight.name: [] for weight in weights}
-    order: list[int] = []
+def query_gradients(
+    task: Task, weights: Sequence[Weight], measure: Measure, ids: Sequence[int], divided_by: Mapping[str, Block]
+) -> Queries:
+    """The gradient of each query's measure, plain and divided by curvature. Raises BadInput for a measure that is not finite."""
+    plain: dict[str, list[RowGradients]] = {weight.name: [] for weight in weights}
+    found: list[int] = []
     values: list[torch.Tensor] = []
     source = task.source(ids)
 
     def consume(weight: Weight, uses: Sequence[UseOfWeight]) -> None:
-        found[weight.name].append(row_gradients(uses))
+        plain[weight.name].append(RowGradients(uses, divided_by[weight.name].basis))
 
     for batch in source.plan:
         with recorded(weights, consume) as tape:
@@ -47,17 +81,18 @@ def query_gradients(task: Task, weights: Sequence[Weight], measure: Measure, ids
             if bad:
                 raise BadInput(f"query {scored.ids[bad[0]]}: its {measure} is not finite; leave it out")
             tape.backward(value.sum())
-        order += scored.ids
+        found += scored.ids
         values.append(value.detach().double().cpu())
-    back = torch.argsort(torch.tensor(order))
-    ids = [order[at] for at in back.tolist()]
-    return Queries(ids, {name: torch.cat(parts)[back.to(parts[0].device)] for name, parts in found.items()}, torch.cat(values)[back])
-
-
-def preconditioned(queries: Queries, curvatures: Mapping[str, Curvature], damping: float) -> Queries:
-    """(H + damping)^-1 applied to the queries' gradients."""
-    gradients = {name: curvatures[name].precondition(gradient, damping) for name, gradient in queries.gradients.items()}
-    return queries._replace(gradients=gradients)
+    order = torch.argsort(torch.tensor(found))
+    ready = {}
+    for weight in weights:
+        dense = torch.cat([batch.dense for batch in plain[weight.name]])[order.to(plain[weight.name][0].dense.device)]
+        inverse = divided_by[weight.name].inverse
+        ready[weight.name] = dense if inverse is None else dense.mul_(inverse)
+        for rows in plain[weight.name]:
+            if rows.one_position is not None:
+                del rows.dense  # made again where it is asked for, which it is not
+    return Queries([found[at] for at in order.tolist()], plain, ready, torch.cat(values)[order], order)
 
 
 class _OverRows:
@@ -116,20 +151,12 @@ class ScorePass(_OverRows):
     """Scores (query, row), or by weight (weight, query, row), and the self-influence of each row beside them."""
 
     def __init__(
-        self,
-        task: Task,
-        weights: Sequence[Weight],
-        queries: Queries,
-        curvatures: Mapping[str, Curvature],
-        damping: float,
-        by_weight: bool,
-        raw: Queries | None = None,
+        self, task: Task, weights: Sequence[Weight], queries: Queries, divided_by: Mapping[str, Block], by_weight: bool, cosines: bool
     ) -> None:
-        """`queries` are preconditioned; with `raw`, the same as they were, cosines of plain gradients are computed too."""
+        """`cosines` of the plain gradients are computed beside the scores where they are asked for."""
         super().__init__(task, weights)
-        self._queries, self._by_weight, self._raw = queries, by_weight, raw
+        self._queries, self._divided_by, self._by_weight, self._cosines = queries, divided_by, by_weight, cosines
         self._place = {weight.name: at for at, weight in enumerate(weights)}
-        self._inverse = inverses(curvatures, damping, queries.gradients)
 
     def start(self) -> State:
         rows = len(self._task.ids)
@@ -139,39 +166,35 @@ class ScorePass(_OverRows):
             "scores": torch.zeros(*((len(self._weights),) if self._by_weight else ()), *shape, dtype=torch.float64),
             "self": torch.zeros(rows, dtype=torch.float64),
         }
-        if self._raw is not None:
+        if self._cosines:
             state["cosines"] = torch.zeros(*shape, dtype=torch.float64)
             state["squared_norm"] = torch.zeros(rows, dtype=torch.float64)
         return state
 
     def finish(self, state: State) -> State:
         """By name, rows last; NaN for rows that were set aside."""
-        if self._raw is not None:
-            lengths = sum(gradient.double().square().sum((1, 2)) for gradient in self._raw.gradients.values())
-            assert isinstance(lengths, torch.Tensor)
-            both = (lengths.cpu()[:, None] * state["squared_norm"]).sqrt()
+        if self._cosines:
+            both = (self._queries.squared_norms.cpu()[:, None] * state["squared_norm"]).sqrt()
             state["cosines"] = state["cosines"] / torch.where(both > 0, both, torch.nan)
         return state
 
     def _add(self, state: State, rows: torch.Tensor, weight: Weight, uses: Sequence[UseOfWeight]) -> None:
+        inverse, basis = self._divided_by[weight.name]
+        gradients = RowGradients(uses, basis)
         into = state["scores"][self._place[weight.name]] if self._by_weight else state["scores"]
-        into[:, rows] += products(uses, self._queries.gradients[weight.name]).double().cpu()
-        inverse, basis = self._inverse[weight.name]
-        state["self"][rows] += weighted_squares(uses, inverse, basis).double().cpu()
-        if self._raw is not None:
-            state["cosines"][:, rows] += products(uses, self._raw.gradients[weight.name]).double().cpu()
-            state["squared_norm"][rows] += weighted_squares(uses, None).double().cpu()
+        into[:, rows] += gradients.products(self._queries.ready[weight.name]).double().cpu()
+        state["self"][rows] += gradients.weighted_squares(inverse).double().cpu()
+        if self._cosines:
+            state["cosines"][:, rows] += self._queries.products(weight.name, gradients).double().cpu()
+            state["squared_norm"][rows] += gradients.weighted_squares(None).double().cpu()
 
 
 class SelfPass(_OverRows):
     """Self-influence and gradient norm of each row."""
 
-    def __init__(
-        self, task: Task, weights: Sequence[Weight], curvatures: Mapping[str, Curvature], damping: float, like: torch.Tensor
-    ) -> None:
-        """Computed in the dtype and on the device of `like`."""
+    def __init__(self, task: Task, weights: Sequence[Weight], divided_by: Mapping[str, Block]) -> None:
         super().__init__(task, weights)
-        self._inverse = inverses(curvatures, damping, {weight.name: like for weight in weights})
+        self._divided_by = divided_by
 
     def start(self) -> State:
         rows = len(self._task.ids)
@@ -182,40 +205,31 @@ class SelfPass(_OverRows):
         }
 
     def _add(self, state: State, rows: torch.Tensor, weight: Weight, uses: Sequence[UseOfWeight]) -> None:
-        inverse, basis = self._inverse[weight.name]
-        state["self"][rows] += weighted_squares(uses, inverse, basis).double().cpu()
-        state["squared_norm"][rows] += weighted_squares(uses, None).double().cpu()
+        inverse, basis = self._divided_by[weight.name]
+        gradients = RowGradients(uses, basis)
+        state["self"][rows] += gradients.weighted_squares(inverse).double().cpu()
+        state["squared_norm"][rows] += gradients.weighted_squares(None).double().cpu()
 
 
 class PositionPass(_OverRows):
     """Scores of single positions (query, row, position) for a few rows, summed over weights."""
 
-    def __init__(self, task: Task, weights: Sequence[Weight], queries: Queries, longest: int, ids: Sequence[int]) -> None:
+    def __init__(
+        self, task: Task, weights: Sequence[Weight], queries: Queries, divided_by: Mapping[str, Block], longest: int, ids: Sequence[int]
+    ) -> None:
         """Of the rows `ids`, in that order."""
         super().__init__(task, weights, ids)
-        self._queries, self._longest = queries, longest
+        self._queries, self._divided_by, self._longest = queries, divided_by, longest
 
     def start(self) -> State:
         shape = (len(self._queries.ids), self._longest, len(self._ids))
         return {**super().start(), "positions": torch.zeros(*shape, dtype=torch.float32)}
 
     def _add(self, state: State, rows: torch.Tensor, weight: Weight, uses: Sequence[UseOfWeight]) -> None:
-        found = position_products(uses, self._queries.gradients[weight.name]).float().cpu()  # (query, batch, position)
+        found = (
+            position_products(uses, self._queries.ready[weight.name], self._divided_by[weight.name].basis).float().cpu()
+        )  # (query, batch, position)
         state["positions"][:, : found.shape[2], rows] += found.transpose(1, 2)
-
-
-def inverses(
-    curvatures: Mapping[str, Curvature], damping: float, like: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[torch.Tensor | None, Basis | None]]:
-    """1 / (eigenvalue + damping) and the basis it is in, by weight, in the dtype and on the device of `like`."""
-    found = {}
-    for name, curvature in curvatures.items():
-        inverse, basis = curvature.inverse(damping), curvature.basis
-        found[name] = (
-            None if inverse is None else inverse.to(like[name]),
-            None if basis is None else Basis(basis.inputs.to(like[name]), basis.outputs.to(like[name])),
-        )
-    return found
 
 
 def batched(ids: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:

@@ -138,7 +138,7 @@ def _grouped(names: Sequence[str], named: dict[str, nn.Module]) -> list[Weight]:
 def _weight(names: Sequence[str], named: dict[str, nn.Module]) -> Weight:
     modules = [named[name] for name in names]
     kinds = [kind_of(module) for module in modules]
-    if len(set(kinds)) > 1 and "linear" not in kinds:
+    if len(set(kinds)) > 1 and set(kinds) != {"linear", "embedding"}:
         raise BadInput(f"{' and '.join(names)} share a weight in a way that is not supported")
     biases = {id(bias): bias for module in modules if (bias := getattr(module, "bias", None)) is not None}
     if len(biases) > 1 or (biases and any(getattr(module, "bias", None) is None for module in modules)):

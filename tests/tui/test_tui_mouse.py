@@ -380,7 +380,7 @@ def test_without_the_mouse_the_terminal_keeps_it_and_keys_reach_everything(mouse
         assert (MOUSE_ON in terminal.written) is mouse
         terminal.press(b"\x1b[<0;5;5M\x1b[<0;5;5m")  # a click, as of a terminal that was left reporting them
         for keys, shown in (
-            (b"3", b"/ to search"),
+            (b"3", b"Curvature for influence"),
             (b"\x1b[F\x1b[A\x1b[A", b"Weight statistics"),
             (b"\r", b"where and how"),
             (b"\x1b", b"1 Overview"),

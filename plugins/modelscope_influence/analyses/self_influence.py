@@ -8,7 +8,7 @@ import torch
 from modelscope_app.api import FactsView, JobContext, LinesView, TableView
 from modelscope_influence.params import SelfParams
 from modelscope_influence.rankings import auc, recall_at
-from modelscope_influence.score_passes import SelfPass
+from modelscope_influence.score_passes import SelfPass, blocks
 from modelscope_influence.starting import curvature_of, flagged, started
 
 _RANKINGS = {"score": "self-influence", "loss": "loss", "gradient_norm": "gradient norm"}
@@ -19,10 +19,8 @@ def run(context: JobContext, params: SelfParams) -> None:
     flags = flagged(context, params.train, params.flag)
     begun = started(context, params)
     fitted = curvature_of(context, begun, params.train, params.factors)
-    like = next(context.model().module.parameters())
-    found = context.fold(
-        "self-influence", SelfPass(begun.task, begun.weights, fitted.curvatures, params.damping, like), begun.task.source()
-    )
+    divided_by = blocks(fitted.curvatures, params.damping, next(context.model().module.parameters()))
+    found = context.fold("self-influence", SelfPass(begun.task, begun.weights, divided_by), begun.task.source())
     score, loss, norm = found["self"], found["loss"], found["squared_norm"].sqrt()
     frame = {
         "example": pl.Series(begun.task.ids, dtype=pl.Int64),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from modelscope_app.api import BadInput
 from modelscope_influence.contractions import Basis, summed_squares
 from modelscope_influence.ekfac import gradient_sums, input_sums
 from modelscope_influence.objectives import Fisher, Generate, Scored, Task, labels
@@ -102,6 +103,13 @@ class CovariancePass(_Pass):
             state[f"outputs {weight.name}"] = torch.zeros(weight.outputs, weight.outputs, dtype=self._dtype)
             state[f"positions {weight.name}"] = torch.zeros((), dtype=torch.int64)
         return state
+
+    def finish(self, state: State) -> State:
+        """As for every pass. Raises BadInput for a weight that no row's loss hangs on."""
+        for weight in self._weights:
+            if int(state["rows"]) and not int(state[f"positions {weight.name}"]):
+                raise BadInput(f"{weight.name} has no part in the loss of any row; leave it out of --modules")
+        return super().finish(state)
 
     def _add(self, state: State, weight: Weight, uses: Sequence[UseOfWeight], positions: int | None) -> None:
         state[f"outputs {weight.name}"] += gradient_sums(uses).to(state[f"outputs {weight.name}"])

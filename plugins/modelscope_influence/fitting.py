@@ -13,7 +13,7 @@ from modelscope_app.api import BadInput, JobContext
 from modelscope_influence.contractions import Basis
 from modelscope_influence.ekfac import Curvature, Method, eigendecomposition, kfac_eigenvalues
 from modelscope_influence.factor_passes import CovariancePass, EigenvaluePass, Labels
-from modelscope_influence.objectives import Fisher, Task
+from modelscope_influence.objectives import MOST_CLASSES, Fisher, Task
 from modelscope_influence.weights import Weight
 
 _CACHE_VERSION = 1
@@ -104,7 +104,8 @@ def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings
     bases: dict[str, Basis] | None = None
     if settings.method in ("ekfac", "kfac"):
         sums = context.fold("covariances", CovariancePass(task, weights, labels, dtype), task.source())
-        found = context.once("eigenvectors", lambda: _eigenvectors(context, weights, sums, dtype))
+        each = settings.draws if settings.fisher != "exact" else MOST_CLASSES
+        found = context.once("eigenvectors", lambda: _eigenvectors(context, weights, sums, dtype, each))
         found |= {"is_aside": sums["is_aside"], "rows": sums["rows"]}
         found |= {f"positions {weight.name}": sums[f"positions {weight.name}"] for weight in weights}
         bases = {weight.name: Basis(found[f"inputs {weight.name}"], found[f"outputs {weight.name}"]) for weight in weights}
@@ -117,23 +118,30 @@ def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings
 
 
 def _eigenvectors(
-    context: JobContext, weights: Sequence[Weight], sums: Mapping[str, torch.Tensor], dtype: torch.dtype
+    context: JobContext, weights: Sequence[Weight], sums: Mapping[str, torch.Tensor], dtype: torch.dtype, gradients_each: int
 ) -> dict[str, torch.Tensor]:
-    """Bases and K-FAC's eigenvalues. Equal covariances (a gate and an up projection read the same inputs) are decomposed once."""
+    """Bases and K-FAC's eigenvalues; each position has `gradients_each` gradients.
+
+    Equal covariances are decomposed once: a gate and an up projection read the same inputs.
+    """
     _some(int(sums["rows"]))
     found: dict[str, torch.Tensor] = {}
     total = sum(weight.inputs**3 + weight.outputs**3 for weight in weights)
     done = 0
+    before: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
     for weight in weights:
         positions = int(sums[f"positions {weight.name}"])
-        input_values, inputs = eigendecomposition(sums[f"inputs {weight.name}"] / positions)
+        inputs = sums[f"inputs {weight.name}"] / positions
+        if before is None or not torch.equal(inputs, before[0]):
+            before = inputs, eigendecomposition(inputs, positions)
+        of_inputs = before[1]
         context.check_cancelled()
-        output_values, outputs = eigendecomposition(sums[f"outputs {weight.name}"] / positions)
-        found[f"inputs {weight.name}"] = inputs.to(dtype)
-        found[f"outputs {weight.name}"] = outputs.to(dtype)
-        found[f"eigenvalues {weight.name}"] = kfac_eigenvalues(output_values, input_values).to(dtype)
+        of_outputs = eigendecomposition(sums[f"outputs {weight.name}"] / positions, positions * gradients_each)
+        found[f"inputs {weight.name}"] = of_inputs[1].to(dtype)
+        found[f"outputs {weight.name}"] = of_outputs[1].to(dtype)
+        found[f"eigenvalues {weight.name}"] = kfac_eigenvalues(of_outputs[0], of_inputs[0]).to(dtype)
         done += weight.inputs**3 + weight.outputs**3
-        context.progress(done / 1e9, total / 1e9, "billions of steps of eigendecomposition")
+        context.progress(done / total * 100, 100, "percent of the eigendecompositions")
         context.check_cancelled()
     return found
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modelscope_app.api import BadInput
+from modelscope_app.api import BadInput, Model
 from modelscope_influence.contractions import Basis, RowGradients, position_products
 from modelscope_influence.ekfac import Curvature
 from modelscope_influence.factor_passes import finite_rows, real_positions
@@ -26,8 +26,10 @@ class Block(NamedTuple):
     basis: Basis | None
 
 
-def blocks(curvatures: Mapping[str, Curvature], damping: float, like: torch.Tensor) -> dict[str, Block]:
-    """Inverse curvature by weight, in the dtype and on the device of `like`."""
+def blocks(curvatures: Mapping[str, Curvature], damping: float, model: Model) -> dict[str, Block]:
+    """Inverse curvature by weight, on the model's device, in the dtype its gradients are recorded in."""
+    parameter = next(model.module.parameters())
+    like = torch.empty(0, dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32, device=parameter.device)
     found = {}
     for name, curvature in curvatures.items():
         inverse, basis = curvature.inverse(damping), curvature.basis

@@ -26,7 +26,7 @@ def run(context: JobContext, params: ScoresParams) -> None:
     begun = started(context, params)
     queries = task_of(context, params.queries, params.batch_size)
     fitted = curvature_of(context, begun, params.train, params.factors)
-    divided_by = blocks(fitted.curvatures, params.damping, next(context.model().module.parameters()))
+    divided_by = blocks(fitted.curvatures, params.damping, context.model())
     found = _scored(context, params, begun, queries, divided_by)
     if params.baselines and isinstance(begun.task, LanguageTask) and isinstance(queries, LanguageTask):
         train_tokens = [example.input_ids for example in begun.task.examples]

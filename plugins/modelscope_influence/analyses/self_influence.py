@@ -19,7 +19,7 @@ def run(context: JobContext, params: SelfParams) -> None:
     flags = flagged(context, params.train, params.flag)
     begun = started(context, params)
     fitted = curvature_of(context, begun, params.train, params.factors)
-    divided_by = blocks(fitted.curvatures, params.damping, next(context.model().module.parameters()))
+    divided_by = blocks(fitted.curvatures, params.damping, context.model())
     found = context.fold("self-influence", SelfPass(begun.task, begun.weights, divided_by), begun.task.source())
     score, loss, norm = found["self"], found["loss"], found["squared_norm"].sqrt()
     frame = {

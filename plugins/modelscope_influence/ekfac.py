@@ -25,6 +25,8 @@ from modelscope_influence.contractions import Basis
 from modelscope_influence.recording import UseOfWeight
 
 Method = Literal["ekfac", "kfac", "diagonal", "identity"]
+_MORE_PROBES = 8
+"""Random directions beyond the rank, so that none of its range is missed."""
 
 
 class Curvature(NamedTuple):
@@ -95,34 +97,35 @@ def eigendecomposition(covariance: torch.Tensor, rank: int | None = None) -> tup
 
     Where it is a sum over fewer than half as many positions as it is wide, `rank` of them, its range is found first and only that is
     decomposed, which takes a quarter of the time; the rest of the basis is any that completes it, as all of it has eigenvalue zero.
+    Eigenvalues that are smaller than the covariance's own rounding are zero.
     """
     symmetric = covariance.double()
     symmetric = (symmetric + symmetric.T) / 2
-    if rank is not None and 2 * rank < len(symmetric):
-        found = _of_low_rank(symmetric, rank, max(100 * torch.finfo(covariance.dtype).eps, 1e-12))
-        if found is not None:
-            return found
-    values, vectors = torch.linalg.eigh(symmetric)
-    return values, vectors
+    rounding = torch.finfo(covariance.dtype).eps
+    found = None
+    if rank is not None and 2 * (rank + _MORE_PROBES) < len(symmetric):
+        found = _of_low_rank(symmetric, rank + _MORE_PROBES, max(100 * rounding, 1e-12))
+    values, vectors = torch.linalg.eigh(symmetric) if found is None else found
+    return values.masked_fill(values <= rounding * values[-1], 0), vectors
 
 
-def _of_low_rank(symmetric: torch.Tensor, rank: int, rounding: float) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The same by way of a random projection (Halko, Martinsson and Tropp 2011).
+def _of_low_rank(symmetric: torch.Tensor, probed: int, rounding: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The same by way of a random projection on `probed` directions (Halko, Martinsson and Tropp 2011).
 
     None where that misses more of the matrix than the rounding of its sums, relative to its norm.
     """
     width = len(symmetric)
-    probes = torch.randn(width, rank + 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(symmetric.device)
+    probes = torch.randn(width, probed, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(symmetric.device)
     basis, _ = torch.linalg.qr(symmetric @ probes, mode="complete")
     basis = basis.contiguous()
-    inside = basis[:, : rank + 8]
+    inside = basis[:, :probed]
     projected = inside.T @ symmetric @ inside
     missed = float((symmetric - inside @ projected @ inside.T).norm())
     if missed > rounding * float(symmetric.norm()):
         return None
     values, vectors = torch.linalg.eigh(projected)
-    outside = basis[:, rank + 8 :]
-    return torch.cat([values.new_zeros(width - rank - 8), values]), torch.cat([outside, inside @ vectors], dim=1)
+    outside = basis[:, probed:]
+    return torch.cat([values.new_zeros(width - probed), values]), torch.cat([outside, inside @ vectors], dim=1)
 
 
 def kfac_eigenvalues(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,8 @@ class _Pass:
             bad = overflowing_rows(uses)
             if bool(bad.any()):
                 good = good & ~bad
-                uses = [UseOfWeight(*(part.masked_fill(bad[:, None, None], 0) for part in use)) for use in uses]
+                unreal = bad[:, None, None]
+                uses = [UseOfWeight(use.inputs.masked_fill(unreal, 0), use.gradients.masked_fill(unreal, 0), use.is_turned) for use in uses]
             self._add(state, weight, uses, positions if labelling == 0 else None)
 
         keeps = self._labels.fisher == "exact" or (self._labels.fisher == "true" and self._labels.draws > 1)
@@ -112,9 +113,13 @@ class CovariancePass(_Pass):
         return super().finish(state)
 
     def _add(self, state: State, weight: Weight, uses: Sequence[UseOfWeight], positions: int | None) -> None:
-        state[f"outputs {weight.name}"] += gradient_sums(uses).to(state[f"outputs {weight.name}"])
-        if positions is not None:
-            state[f"inputs {weight.name}"] += input_sums(uses).to(state[f"inputs {weight.name}"])
+        inputs, outputs = state[f"inputs {weight.name}"], state[f"outputs {weight.name}"]
+        turned, straight = [use for use in uses if use.is_turned], [use for use in uses if not use.is_turned]
+        outputs += gradient_sums(straight).to(outputs) if straight else 0
+        inputs += input_sums(turned).to(inputs) if turned else 0
+        if positions is not None:  # what does not depend on the labels
+            inputs += input_sums(straight).to(inputs) if straight else 0
+            outputs += gradient_sums(turned).to(outputs) if turned else 0
             state[f"positions {weight.name}"] += positions * len(uses)
 
 

@@ -30,6 +30,8 @@ class UseOfWeight(NamedTuple):
     """(batch, position, in), zero where a position is not real; the last column is the bias', if any: 1 on real positions."""
     gradients: torch.Tensor
     """(batch, position, out) of the objective, zero where a position is not real."""
+    is_turned: bool = False
+    """Whether inputs and gradients have changed places: then `inputs` depend on the objective, and `gradients` do not."""
 
 
 Consume = Callable[[Weight, Sequence[UseOfWeight]], None]
@@ -81,12 +83,12 @@ class Tape:
     def _use(self, weight: Weight, use: Use, given: torch.Tensor, gradient: torch.Tensor) -> UseOfWeight:
         if isinstance(use.module, nn.Embedding):
             given = _one_hot(use.module, given).to(gradient.dtype)
-        inputs, gradients = self._by_row(weight, given), self._by_row(weight, gradient)
+        inputs, gradients = _in_float32(self._by_row(weight, given)), _in_float32(self._by_row(weight, gradient))
         if self.mask is not None:
             unreal = ~self.mask[..., None]
             inputs, gradients = inputs.masked_fill(unreal, 0), gradients.masked_fill(unreal, 0)
         if use.kind == "embedding-transposed":
-            return UseOfWeight(gradients, inputs)
+            return UseOfWeight(gradients, inputs, is_turned=True)
         if weight.has_bias:
             ones = inputs.new_ones(*inputs.shape[:2], 1) if self.mask is None else self.mask[..., None].to(inputs.dtype)
             inputs = torch.cat([inputs, ones], dim=-1)
@@ -103,6 +105,11 @@ class Tape:
                 "positions); leave it out of --modules"
             )
         return values.reshape(rows, positions, values.shape[-1])
+
+
+def _in_float32(values: torch.Tensor) -> torch.Tensor:
+    """At least: sums over positions are beyond half precision."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _one_hot(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:

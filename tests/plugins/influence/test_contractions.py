@@ -1,0 +1,164 @@
+"""Sums over the gradients of rows, against the gradients themselves: loops over rows, uses and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import pytest
+import torch
+from modelscope_influence import contractions
+from modelscope_influence.contractions import (
+    Basis,
+    position_products,
+    products,
+    row_gradients,
+    summed_squares,
+    weighted_squares,
+)
+from modelscope_influence.recording import UseOfWeight
+
+INPUTS, OUTPUTS, BATCH, QUERIES = 5, 4, 6, 3
+USES = {
+    "one position": [1],
+    "one position, used twice": [1, 1],
+    "a sequence": [7],
+    "a short sequence": [2],
+    "sequences, used three times": [3, 3, 3],
+    "as many positions as make rotating first and last cost the same": [90],
+}
+"""Positions of each use."""
+each_case = pytest.mark.parametrize("name", USES)
+with_and_without_basis = pytest.mark.parametrize("is_rotated", [False, True], ids=["parameters", "basis"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["rotate first", "rotate last", "the cheaper"])
+def either_branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way costs less, both give the same."""
+    if request.param != "the cheaper":
+        monkeypatch.setattr(contractions, "_rotating_first_is_cheaper", lambda uses: request.param == "rotate first")
+
+
+def drawn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uses_of(name: str) -> list[UseOfWeight]:
+    return [
+        UseOfWeight(drawn(BATCH, positions, INPUTS, seed=10 + at), drawn(BATCH, positions, OUTPUTS, seed=20 + at))
+        for at, positions in enumerate(USES[name])
+    ]
+
+
+def a_basis() -> Basis:
+    return Basis(torch.linalg.qr(drawn(INPUTS, INPUTS, seed=1)).Q, torch.linalg.qr(drawn(OUTPUTS, OUTPUTS, seed=2)).Q)
+
+
+def slow_gradient(uses: Sequence[UseOfWeight], row: int, basis: Basis | None) -> torch.Tensor:
+    """(out, in) of one row, one product of two numbers after another."""
+    gradient = torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
+    for use in uses:
+        for at in range(use.inputs.shape[1]):
+            for o, i in product(range(OUTPUTS), range(INPUTS)):
+                gradient[o, i] += use.gradients[row, at, o] * use.inputs[row, at, i]
+    if basis is None:
+        return gradient
+    rotated = torch.zeros_like(gradient)
+    for o, i in product(range(OUTPUTS), range(INPUTS)):
+        rotated[o, i] = basis.outputs[:, o] @ gradient @ basis.inputs[:, i]
+    return rotated
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@each_case
+@with_and_without_basis
+@pytest.mark.usefixtures("either_branch")
+def test_row_gradients_are_sums_of_outer_products(name: str, is_rotated: bool) -> None:
+    basis, uses = a_basis() if is_rotated else None, uses_of(name)
+    assert_same(row_gradients(uses, basis), torch.stack([slow_gradient(uses, row, basis) for row in range(BATCH)]))
+
+
+@each_case
+@with_and_without_basis
+@pytest.mark.usefixtures("either_branch")
+def test_summed_squares_are_those_of_the_gradients(name: str, is_rotated: bool) -> None:
+    basis, uses = a_basis() if is_rotated else None, uses_of(name)
+    assert_same(summed_squares(uses, basis), sum((slow_gradient(uses, row, basis) ** 2 for row in range(BATCH)), torch.zeros(1)))
+
+
+@each_case
+@with_and_without_basis
+@pytest.mark.usefixtures("either_branch")
+def test_weighted_squares_are_those_of_the_gradients(name: str, is_rotated: bool) -> None:
+    basis, uses = a_basis() if is_rotated else None, uses_of(name)
+    weights = drawn(OUTPUTS, INPUTS, seed=3).square()
+    assert_same(
+        weighted_squares(uses, weights, basis),
+        torch.stack([(weights * slow_gradient(uses, row, basis) ** 2).sum() for row in range(BATCH)]),
+    )
+    norms = torch.stack([(slow_gradient(uses, row, None) ** 2).sum() for row in range(BATCH)])
+    assert_same(weighted_squares(uses, None, basis), norms)  # which no rotation changes
+
+
+@each_case
+def test_products_are_those_with_the_gradients(name: str) -> None:
+    uses, directions = uses_of(name), drawn(QUERIES, OUTPUTS, INPUTS, seed=4)
+    expected = torch.zeros(QUERIES, BATCH, dtype=torch.float64)
+    for query, row in product(range(QUERIES), range(BATCH)):
+        expected[query, row] = (directions[query] * slow_gradient(uses, row, None)).sum()
+    assert_same(products(uses, directions), expected)
+
+
+@each_case
+def test_products_of_positions_add_up(name: str) -> None:
+    uses, directions = uses_of(name), drawn(QUERIES, OUTPUTS, INPUTS, seed=4)
+    found = position_products(uses, directions)
+    positions = USES[name][0]
+    expected = torch.zeros(QUERIES, BATCH, positions, dtype=torch.float64)
+    for query, row, at in product(range(QUERIES), range(BATCH), range(positions)):
+        alone = [UseOfWeight(use.inputs[:, at : at + 1], use.gradients[:, at : at + 1]) for use in uses]
+        expected[query, row, at] = (directions[query] * slow_gradient(alone, row, None)).sum()
+    assert_same(found, expected)
+    assert_same(found.sum(-1), products(uses, directions))
+
+
+@pytest.mark.parametrize("name", ["one position", "a sequence"])
+def test_nothing_that_was_recorded_is_changed(name: str) -> None:
+    uses, basis = uses_of(name), a_basis()
+    before = [(use.inputs.clone(), use.gradients.clone()) for use in uses]
+    (
+        row_gradients(uses),
+        summed_squares(uses),
+        weighted_squares(uses, None),
+        weighted_squares(uses, torch.ones(OUTPUTS, INPUTS).double(), basis),
+    )
+    for use, (inputs, gradients) in zip(uses, before, strict=True):
+        assert torch.equal(use.inputs, inputs)
+        assert torch.equal(use.gradients, gradients)
+
+
+def test_a_basis_takes_gradients_there_and_back() -> None:
+    basis, gradient = a_basis(), drawn(2, OUTPUTS, INPUTS, seed=5)
+    expected = torch.stack([basis.outputs.T @ one @ basis.inputs for one in gradient])
+    assert_same(basis.rotate(gradient), expected)
+    assert_same(basis.rotate_back(basis.rotate(gradient)), gradient)
+
+
+@pytest.mark.parametrize("positions", [[1], [4], [2, 2], [5], [3, 3], [50]])
+def test_the_cheaper_order_is_the_one_with_fewer_multiplications(positions: Sequence[int]) -> None:
+    """Beside what both cost (the sum over positions of outer products)."""
+    uses = [UseOfWeight(torch.zeros(BATCH, count, INPUTS), torch.zeros(BATCH, count, OUTPUTS)) for count in positions]
+    first = BATCH * sum(count * (INPUTS * INPUTS + OUTPUTS * OUTPUTS) for count in positions)
+    last = BATCH * (OUTPUTS * INPUTS * INPUTS + OUTPUTS * OUTPUTS * INPUTS)
+    assert contractions._rotating_first_is_cheaper(uses) is (first <= last)

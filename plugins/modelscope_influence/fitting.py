@@ -46,7 +46,7 @@ def fit(context: JobContext, task: Task, weights: Sequence[Weight], settings: Se
     return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, found["is_aside"].nonzero()[:, 0].tolist())
 
 
-def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, reference: str) -> Fitted:
+def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, reference: str, path: str) -> Fitted:
     """Curvature an earlier run left behind. Raises BadInput for one of another checkpoint, other modules or another curvature."""
     run = context.run(reference)
     if "curvature" not in run.artifacts or not run.analysis.endswith(".factors"):
@@ -57,13 +57,16 @@ def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, 
     if about.get("settings") != [settings.method, settings.fisher, settings.draws]:
         raise BadInput(f"--factors {reference}: it was fitted with {about.get('settings')}, and this run asks for {list(settings)}")
     found = run.tensors("curvature")
-    missing = [weight.name for weight in weights if f"eigenvalues {weight.name}" not in found]
+    needed = "positions" if settings.method == "identity" else "eigenvalues"
+    missing = [weight.name for weight in weights if f"{needed} {weight.name}" not in found]
     if missing:
         raise BadInput(f"--factors {reference}: it has no curvature of {missing[0]} ({len(missing)} modules are missing)")
-    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, found["is_aside"].nonzero()[:, 0].tolist())
+    is_of_these_rows = about.get("data") == _hash(path)
+    aside = found["is_aside"].nonzero()[:, 0].tolist() if is_of_these_rows else []
+    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, aside)
 
 
-def keep(context: JobContext, fitted: Fitted, settings: Settings, rows: int) -> None:
+def keep(context: JobContext, fitted: Fitted, settings: Settings, rows: int, path: str) -> None:
     """Leave curvature behind for other runs: artifact `curvature`, and `fitted_on`, which says of what."""
     aside = torch.zeros(rows, dtype=torch.bool)
     aside[list(fitted.aside)] = True
@@ -77,7 +80,14 @@ def keep(context: JobContext, fitted: Fitted, settings: Settings, rows: int) -> 
     context.tensors("curvature", tensors)
     checkpoint = context.checkpoints[0]
     context.json(
-        "fitted_on", {"checkpoint": checkpoint.fingerprint, "name": checkpoint.name, "settings": list(settings), "seed": context.seed}
+        "fitted_on",
+        {
+            "checkpoint": checkpoint.fingerprint,
+            "name": checkpoint.name,
+            "data": _hash(path),
+            "settings": list(settings),
+            "seed": context.seed,
+        },
     )
 
 
@@ -88,13 +98,18 @@ def cache_key(context: JobContext, weights: Sequence[Weight], settings: Settings
         "version": _CACHE_VERSION,
         "what": "curvature",
         "checkpoint": context.checkpoints[0].fingerprint,
-        "data": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        "data": _hash(path),
         "weights": [[weight.name, weight.outputs, weight.inputs, len(weight.uses)] for weight in weights],
         "settings": list(settings) if settings.fisher == "true" else [settings.method, settings.fisher, 1],
         "seed": context.seed if settings.fisher == "true" else None,
         "dtype": str(context.dtype),
         "device": context.device.type,
     }
+
+
+def _hash(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings) -> dict[str, torch.Tensor]:
@@ -149,7 +164,7 @@ def _eigenvectors(
 def _curvature(found: Mapping[str, torch.Tensor], name: str) -> Curvature:
     basis = Basis(found[f"inputs {name}"], found[f"outputs {name}"]) if f"inputs {name}" in found else None
     positions = int(found[f"positions {name}"]) if f"positions {name}" in found else 0
-    return Curvature(basis, found[f"eigenvalues {name}"], int(found["rows"]), positions)
+    return Curvature(basis, found.get(f"eigenvalues {name}"), int(found["rows"]), positions)
 
 
 def _sum_dtype(context: JobContext) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from modelscope_app.api import BadInput, Model
 from modelscope_influence.contractions import Basis, RowGradients, position_products
 from modelscope_influence.ekfac import Curvature
-from modelscope_influence.factor_passes import finite_rows, real_positions
+from modelscope_influence.factor_passes import finite_rows, overflowing_rows, real_positions
 from modelscope_influence.objectives import Measure, Task, measured
 from modelscope_influence.recording import UseOfWeight, recorded
 from modelscope_influence.weights import Weight
@@ -114,9 +114,11 @@ class _OverRows:
         }
 
     def step(self, state: State, batch: Any) -> State:
-        rows: torch.Tensor = torch.empty(0)
+        rows = good = torch.empty(0)
 
         def consume(weight: Weight, uses: Sequence[UseOfWeight]) -> None:
+            nonlocal good
+            good = good & ~overflowing_rows(uses)
             self._add(state, rows, weight, uses)
 
         with recorded(self._weights, consume) as tape:

@@ -53,7 +53,7 @@ def kept_pairs(scores: torch.Tensor, top_k: int | None) -> list[list[int]]:
     """By query, the examples whose rows are written: all, or those of the `top_k` highest and lowest scores; highest first."""
     kept = []
     for row in scores:
-        order = torch.argsort(torch.nan_to_num(row, nan=-torch.inf), descending=True, stable=True)
+        order = torch.argsort(torch.where(row.isfinite(), row, -torch.inf), descending=True, stable=True)
         known = order[: int(row.isfinite().sum())].tolist()
         if top_k is None:
             kept.append(known + order[len(known) :].tolist())
@@ -199,7 +199,7 @@ def facts(params: ScoresParams, found: Found, flags: torch.Tensor | None) -> Map
     said: dict[str, Any] = {
         "queries": queries,
         "rows": rows,
-        "rows_set_aside": int((~found.loss.isfinite()).sum()),
+        "rows_set_aside": int((~found.self_influence.isfinite()).sum()),
         "measure": params.measure,
         "positive_score": MEANING[params.measure][0],
         "curvature": params.curvature,

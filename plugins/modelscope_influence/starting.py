@@ -41,14 +41,14 @@ def task_of(context: JobContext, path: str, batch_size: int | None) -> Task:
 def curvature_of(context: JobContext, begun: Started, path: str, factors: str = "") -> Fitted:
     """Fitted on the training rows, or taken from an earlier run. Raises BadInput for a run of another checkpoint."""
     fitted = (
-        kept_in(context, begun.weights, begun.settings, factors)
+        kept_in(context, begun.weights, begun.settings, factors, path)
         if factors
         else fit(context, begun.task, begun.weights, begun.settings, path)
     )
     for id in list(fitted.aside)[:3]:
-        context.warn(f"training row {id} is set aside: its loss is not finite")
+        context.warn(f"training row {id} is set aside: its loss or its gradient is not finite")
     if len(fitted.aside) > 3:
-        context.warn(f"{len(fitted.aside)} training rows are set aside, their losses are not finite")
+        context.warn(f"{len(fitted.aside)} training rows are set aside, their losses or gradients are not finite")
     return fitted
 
 

@@ -15,7 +15,7 @@ def run(context: JobContext, params: FactorsParams) -> None:
     """Fit curvature, or find it in the cache, and leave it behind."""
     begun = started(context, params)
     fitted = curvature_of(context, begun, params.train)
-    keep(context, fitted, begun.settings, len(begun.task.ids))
+    keep(context, fitted, begun.settings, len(begun.task.ids), params.train)
     curvatures = [fitted.curvatures[weight.name] for weight in begun.weights]
     context.table(
         "factors",

@@ -9,6 +9,7 @@ from modelscope_app.api import FactsView, JobContext, LinesView, TableView
 from modelscope_influence.params import SelfParams
 from modelscope_influence.rankings import auc, recall_at
 from modelscope_influence.score_passes import SelfPass, blocks
+from modelscope_influence.score_report import known
 from modelscope_influence.starting import curvature_of, flagged, started
 
 _RANKINGS = {"score": "self-influence", "loss": "loss", "gradient_norm": "gradient norm"}
@@ -24,9 +25,9 @@ def run(context: JobContext, params: SelfParams) -> None:
     score, loss, norm = found["self"], found["loss"], found["squared_norm"].sqrt()
     frame = {
         "example": pl.Series(begun.task.ids, dtype=pl.Int64),
-        "score": _known(score),
-        "loss": _known(loss),
-        "gradient_norm": _known(norm),
+        "score": known(score),
+        "loss": known(loss),
+        "gradient_norm": known(norm),
     }
     table = pl.DataFrame(frame if flags is None else {**frame, "flagged": flags.tolist()})
     context.table("self", table)
@@ -62,7 +63,3 @@ def _recall_table(rankings: dict[str, torch.Tensor], flags: torch.Tensor) -> pl.
             for share in shares
         ]
     )
-
-
-def _known(values: torch.Tensor) -> pl.Series:
-    return pl.Series([value if value == value else None for value in values.tolist()], dtype=pl.Float64)

@@ -90,28 +90,8 @@ class RowGradients:
         return (other.gradients[:, 0] @ one.gradients[:, 0].T) * (other.inputs[:, 0] @ one.inputs[:, 0].T)
 
 
-def row_gradients(uses: Sequence[UseOfWeight], basis: Basis | None = None) -> torch.Tensor:
-    """(batch, out, in): the gradient of each row, in a basis if one is given."""
-    return RowGradients(uses, basis).dense
-
-
-def summed_squares(uses: Sequence[UseOfWeight], basis: Basis | None = None) -> torch.Tensor:
-    """(out, in): sum over rows of the squared gradient, element by element in the basis."""
-    return RowGradients(uses, basis).summed_squares()
-
-
-def weighted_squares(uses: Sequence[UseOfWeight], weights: torch.Tensor | None, basis: Basis | None = None) -> torch.Tensor:
-    """(batch,): sum of each row's squared gradient in the basis, weighted by (out, in) weights; None for ones."""
-    return RowGradients(uses, basis if weights is not None else None).weighted_squares(weights)
-
-
-def products(uses: Sequence[UseOfWeight], directions: torch.Tensor) -> torch.Tensor:
-    """(query, batch): inner products of (query, out, in) directions with each row's gradient."""
-    return RowGradients(uses).products(directions)
-
-
 def position_products(uses: Sequence[UseOfWeight], directions: torch.Tensor, basis: Basis | None = None) -> torch.Tensor:
-    """(query, batch, position): inner products position by position, with directions in the basis; sums to `products`.
+    """(query, batch, position): inner products position by position, with directions in the basis; sums to `RowGradients.products`.
 
     It is what the weight's use at a position contributes, which reaches the loss of later positions too.
     """

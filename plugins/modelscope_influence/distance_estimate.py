@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from modelscope_app.api import Checkpoint, Estimate
 from modelscope_influence.distance_params import DistanceParams
+from modelscope_influence.estimates import lines_of
 
 _FLOAT, _DOUBLE = 4, 8
 _IN_FLIGHT = 24
@@ -28,16 +28,16 @@ _HIDDEN, _VOCABULARY = ("hidden_size", "n_embd", "d_model"), ("vocab_size",)
 def distance_estimate(checkpoints: Sequence[Checkpoint], params: DistanceParams) -> Estimate:
     """Numbers of each row, one batch in flight with the logits of both models, and for `mlp` the moments of its widest layer."""
     config = _text_config(checkpoints)
-    kept = _rows(params.data) * _ROW_BYTES + 2 * params.draws * _DOUBLE
+    kept = lines_of(params.data) * _ROW_BYTES + 2 * params.draws * _DOUBLE
     at_once = params.batch_size or _MOST_AT_ONCE
     sizes = config.get("layer_sizes")
     if config.get("model_type") == "mlp" and isinstance(sizes, list) and all(isinstance(size, int) for size in sizes) and sizes:
         widest = max(sizes)
-        features = _rows(params.data) * sizes[0] * _FLOAT
+        features = lines_of(params.data) * sizes[0] * _FLOAT
         moments = (_RECURSION_COPIES * (2 * widest) ** 2 + 6 * _DRAWS_AT_ONCE * widest) * _DOUBLE
         # The weights of both once more in float64, and the rows of a batch at every layer.
         weights = 2 * sum(a * b for a, b in pairwise(sizes)) * _DOUBLE
-        passing = min(at_once, _rows(params.data)) * sum(sizes) * 4 * _DOUBLE
+        passing = min(at_once, lines_of(params.data)) * sum(sizes) * 4 * _DOUBLE
         return Estimate(memory_bytes=_FIXED_BYTES + kept + features + moments + weights + passing, seconds=None, needs_model=True)
     hidden, vocabulary = (next((config[key] for key in keys if isinstance(config.get(key), int)), 0) for keys in (_HIDDEN, _VOCABULARY))
     logits = 2 * at_once * vocabulary * _FLOAT
@@ -51,12 +51,3 @@ def _text_config(checkpoints: Sequence[Checkpoint]) -> Mapping[str, Any]:
     config: Mapping[str, Any] = (checkpoints[0].config if checkpoints else None) or {}
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, Mapping) else config
-
-
-def _rows(path: str) -> int:
-    """At most as many rows as the file has lines."""
-    try:
-        with Path(path).open("rb") as stream:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b"")) + 1
-    except OSError:
-        return 0

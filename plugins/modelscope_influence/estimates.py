@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from modelscope_app.api import Checkpoint, Estimate
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 
 _FIXED_BYTES = 64 * 2**20
+_QUERY_BYTES = 2 * 2**30
+"""Of queries' gradients at once, where nobody says how many queries that are."""
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -25,8 +28,24 @@ def self_estimate(checkpoints: Sequence[Checkpoint], params: SelfParams) -> Esti
 
 
 def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> Estimate:
-    """Curvature and the gradients of the queries that are held at once, as they are and preconditioned."""
-    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + 2 * 2**30 + _FIXED_BYTES, seconds=None, needs_model=True)
+    """Curvature, gradients of the queries that are held at once, as they are and divided by it, and two scores of every pair."""
+    queries, rows = lines_of(params.queries), lines_of(params.train)
+    at_once = min(queries, params.queries_at_once or queries)
+    each = sum(outputs * inputs for outputs, inputs in _shapes(checkpoints[0], params.modules)) if checkpoints else 0
+    gradients = 2 * at_once * each * 4
+    held = gradients if params.queries_at_once else min(gradients, max(_QUERY_BYTES, 2 * each * 4))
+    return Estimate(
+        memory_bytes=_curvature_bytes(checkpoints, params) + held + 2 * queries * rows * 8 + _FIXED_BYTES, seconds=None, needs_model=True
+    )
+
+
+def lines_of(path: str) -> int:
+    """Lines of a file, and one more: at most as many rows as it has, where rows are lines."""
+    try:
+        with Path(path).open("rb") as stream:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b"")) + 1
+    except OSError:
+        return 0
 
 
 def _curvature_bytes(checkpoints: Sequence[Checkpoint], params: FactorsParams | ScoresParams | SelfParams) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from modelscope_app.api import BadInput
-from modelscope_influence.contractions import Basis, summed_squares
+from modelscope_influence.contractions import Basis, RowGradients
 from modelscope_influence.ekfac import gradient_sums, input_sums
 from modelscope_influence.objectives import Fisher, Generate, Scored, Task, labels
 from modelscope_influence.recording import UseOfWeight, recorded
@@ -28,10 +28,6 @@ class Labels(NamedTuple):
     draws: int
     """Of `true`."""
     generate: Generate
-
-    def backward_passes(self, classes: int) -> int:
-        """How many backward passes a batch takes."""
-        return {"true": self.draws, "exact": classes, "empirical": 1}[self.fisher]
 
 
 class _Pass:
@@ -142,7 +138,7 @@ class EigenvaluePass(_Pass):
 
     def _add(self, state: State, weight: Weight, uses: Sequence[UseOfWeight], positions: int | None) -> None:
         basis = self._bases[weight.name] if self._bases is not None else None
-        state[f"squares {weight.name}"] += summed_squares(uses, basis).to(state[f"squares {weight.name}"])
+        state[f"squares {weight.name}"] += RowGradients(uses, basis).summed_squares().to(state[f"squares {weight.name}"])
 
 
 def finite_rows(scored: Scored) -> torch.Tensor:

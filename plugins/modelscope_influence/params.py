@@ -17,6 +17,7 @@ MODULES_HELP = (
 FISHER_HELP = "labels the curvature is taken over: drawn from the model (true), every class (exact, few classes), the data's (empirical)"
 CURVATURE_HELP = "how the Hessian is approximated; identity is the plain dot product of gradients"
 DAMPING_HELP = "damping, as a fraction of each module's mean eigenvalue"
+FLAG_HELP = "a column of the training data, true for the rows that should be found; empty for `poisoned` where it tells rows apart"
 BATCH_HELP = "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 256 tokens on a CPU, 4096 on a GPU"
 
 
@@ -54,9 +55,7 @@ class _Scoring(_Fitting):
         default="",
         description="an earlier run of influence.factors to take the curvature of, which must be of this checkpoint and these modules",
     )
-    flag: str = Field(
-        default="", description="a column of the training data, true for the rows that should be found; empty for `poisoned` if it is there"
-    )
+    flag: str = Field(default="", description=FLAG_HELP)
 
 
 class ScoresParams(_Scoring):

@@ -13,7 +13,7 @@ MODELSCOPE_API = (1, 1)
 
 @hookimpl
 def modelscope_analyses() -> Iterable[Analysis]:
-    """`influence.factors`, `influence.scores` and `influence.self`."""
+    """`influence.factors`, `influence.scores`, `influence.self` and `influence.distance`."""
     model = Checkpoints(kind="model")
     return [
         Analysis(

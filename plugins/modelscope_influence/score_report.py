@@ -58,7 +58,7 @@ def kept_pairs(scores: torch.Tensor, top_k: int | None) -> list[list[int]]:
         if top_k is None:
             kept.append(known + order[len(known) :].tolist())
         else:
-            kept.append(known[:top_k] + [at for at in known[-top_k:] if at not in set(known[:top_k])])
+            kept.append(known[:top_k] + known[max(top_k, len(known) - top_k) :])
     return kept
 
 

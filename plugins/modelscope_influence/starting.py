@@ -53,18 +53,20 @@ def curvature_of(context: JobContext, begun: Started, path: str, factors: str = 
 
 
 def flagged(context: JobContext, path: str, flag: str) -> torch.Tensor | None:
-    """(row,) bool: rows whose column `flag` is true; None without that column where none was asked for. Raises BadInput."""
+    """(row,) bool: rows whose column `flag` is true. Without a flag, `poisoned` where it says something of every row, else None.
+
+    Raises BadInput for a flag that was asked for and is not true or false in a row, or the same in all of them.
+    """
     rows = context.rows(path)
-    name = flag or ("poisoned" if rows.rows and "poisoned" in rows.rows[0] else "")
-    if not name:
+    name = flag or "poisoned"
+    values = [row.get(name) for row in rows.rows]
+    unclear = next((id for id, value in enumerate(values) if value not in (True, False)), None)
+    is_constant = len(set(map(bool, values))) < 2
+    if not flag and (unclear is not None or is_constant):
         return None
-    values = []
-    for id, row in enumerate(rows.rows):
-        value = row.get(name)
-        if value not in (True, False, 0, 1):
-            raise rows.bad_row(id, f"{name} is {json.dumps(value, default=str)[:40]}, and --flag needs true or false in every row")
-        values.append(bool(value))
-    found = torch.tensor(values)
-    if not (bool(found.any()) and bool((~found).any())):
-        raise BadInput(f"{path}: {name} is {'true' if found.any() else 'false'} in every row, so no ranking can be measured against it")
-    return found
+    if unclear is not None:
+        said = json.dumps(values[unclear], default=str)[:40]
+        raise rows.bad_row(unclear, f"{name} is {said}, and --flag needs true or false in every row")
+    if is_constant:
+        raise BadInput(f"{path}: {name} is {json.dumps(bool(values[0]))} in every row, so no ranking can be measured against it")
+    return torch.tensor(list(map(bool, values)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,6 @@ pytest_plugins = ["modelscope_app.testing"]
 SIZES = (4, 5, 3)
 FAR = [3e38, 3e38, -3e38, 3e38]
 """Finite, and the logits of them are not."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mlp(folder: Path, seed: int = 0, sizes: Sequence[int] = SIZES, activation: str = "relu", dtype: torch.dtype = torch.float32) -> Path:
@@ -338,6 +330,19 @@ def test_a_query_without_a_finite_measure_is_refused_by_number(tmp_path: Path, c
 
 
 # The column of flags
+
+
+@pytest.mark.parametrize("said", [lambda at: False, lambda at: at < 3 or None, lambda at: "yes"])
+def test_a_column_nobody_asked_for_is_passed_over_where_it_tells_nothing_apart(
+    tmp_path: Path, classifier: Path, said: Callable[[int], Any]
+) -> None:
+    ran = run("self", tmp_path / "run", classifier, spoiled(tmp_path / "clean.jsonl", [], poisoned=said))
+    assert "flagged" not in ran.facts and "flagged" not in ran.table("self").columns
+
+
+def test_poisoned_is_the_flag_where_it_tells_rows_apart(tmp_path: Path, classifier: Path) -> None:
+    ran = run("self", tmp_path / "run", classifier, spoiled(tmp_path / "mixed.jsonl", [], poisoned=lambda at: at in (2, 5)))
+    assert ran.facts["flagged"] == 2
 
 
 def test_a_flag_that_is_in_no_row_is_refused(tmp_path: Path, classifier: Path, rows: str) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import pytest
 import torch
 from modelscope_influence import contractions
-from modelscope_influence.contractions import (
-    Basis,
-    position_products,
-    products,
-    row_gradients,
-    summed_squares,
-    weighted_squares,
-)
+from modelscope_influence.contractions import Basis, RowGradients, position_products
 from modelscope_influence.recording import UseOfWeight
 
 INPUTS, OUTPUTS, BATCH, QUERIES = 5, 4, 6, 3
@@ -30,14 +23,6 @@ USES = {
 """Positions of each use."""
 each_case = pytest.mark.parametrize("name", USES)
 with_and_without_basis = pytest.mark.parametrize("is_rotated", [False, True], ids=["parameters", "basis"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["rotate first", "rotate last", "the cheaper"])
@@ -86,7 +71,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.usefixtures("either_branch")
 def test_row_gradients_are_sums_of_outer_products(name: str, is_rotated: bool) -> None:
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
-    assert_same(row_gradients(uses, basis), torch.stack([slow_gradient(uses, row, basis) for row in range(BATCH)]))
+    assert_same(RowGradients(uses, basis).dense, torch.stack([slow_gradient(uses, row, basis) for row in range(BATCH)]))
 
 
 @each_case
@@ -94,7 +79,9 @@ def test_row_gradients_are_sums_of_outer_products(name: str, is_rotated: bool) -
 @pytest.mark.usefixtures("either_branch")
 def test_summed_squares_are_those_of_the_gradients(name: str, is_rotated: bool) -> None:
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
-    assert_same(summed_squares(uses, basis), sum((slow_gradient(uses, row, basis) ** 2 for row in range(BATCH)), torch.zeros(1)))
+    assert_same(
+        RowGradients(uses, basis).summed_squares(), sum((slow_gradient(uses, row, basis) ** 2 for row in range(BATCH)), torch.zeros(1))
+    )
 
 
 @each_case
@@ -104,11 +91,11 @@ def test_weighted_squares_are_those_of_the_gradients(name: str, is_rotated: bool
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
     weights = drawn(OUTPUTS, INPUTS, seed=3).square()
     assert_same(
-        weighted_squares(uses, weights, basis),
+        RowGradients(uses, basis).weighted_squares(weights),
         torch.stack([(weights * slow_gradient(uses, row, basis) ** 2).sum() for row in range(BATCH)]),
     )
     norms = torch.stack([(slow_gradient(uses, row, None) ** 2).sum() for row in range(BATCH)])
-    assert_same(weighted_squares(uses, None, basis), norms)  # which no rotation changes
+    assert_same(RowGradients(uses, basis).weighted_squares(None), norms)  # which no rotation changes
 
 
 @each_case
@@ -117,7 +104,7 @@ def test_products_are_those_with_the_gradients(name: str) -> None:
     expected = torch.zeros(QUERIES, BATCH, dtype=torch.float64)
     for query, row in product(range(QUERIES), range(BATCH)):
         expected[query, row] = (directions[query] * slow_gradient(uses, row, None)).sum()
-    assert_same(products(uses, directions), expected)
+    assert_same(RowGradients(uses).products(directions), expected)
 
 
 @each_case
@@ -130,7 +117,26 @@ def test_products_of_positions_add_up(name: str) -> None:
         alone = [UseOfWeight(use.inputs[:, at : at + 1], use.gradients[:, at : at + 1]) for use in uses]
         expected[query, row, at] = (directions[query] * slow_gradient(alone, row, None)).sum()
     assert_same(found, expected)
-    assert_same(found.sum(-1), products(uses, directions))
+    assert_same(found.sum(-1), RowGradients(uses).products(directions))
+
+
+@each_case
+@with_and_without_basis
+def test_products_with_other_rows_are_those_of_both_gradients_in_any_basis(name: str, is_rotated: bool) -> None:
+    basis, uses = a_basis() if is_rotated else None, uses_of(name)
+    for others in ("one position", "a sequence"):
+        expected = torch.zeros(BATCH, BATCH, dtype=torch.float64)
+        for other, row in product(range(BATCH), range(BATCH)):
+            expected[other, row] = (slow_gradient(uses_of(others), other, None) * slow_gradient(uses, row, None)).sum()
+        assert_same(RowGradients(uses, basis).products_with(RowGradients(uses_of(others), basis)), expected)
+
+
+@each_case
+def test_products_with_directions_of_a_basis(name: str) -> None:
+    basis, uses, directions = a_basis(), uses_of(name), drawn(QUERIES, OUTPUTS, INPUTS, seed=4)
+    expected = RowGradients(uses).products(basis.rotate_back(directions))
+    assert_same(RowGradients(uses, basis).products(directions), expected)
+    assert_same(position_products(uses, directions, basis).sum(-1), expected)
 
 
 @pytest.mark.parametrize("name", ["one position", "a sequence"])
@@ -138,10 +144,10 @@ def test_nothing_that_was_recorded_is_changed(name: str) -> None:
     uses, basis = uses_of(name), a_basis()
     before = [(use.inputs.clone(), use.gradients.clone()) for use in uses]
     (
-        row_gradients(uses),
-        summed_squares(uses),
-        weighted_squares(uses, None),
-        weighted_squares(uses, torch.ones(OUTPUTS, INPUTS).double(), basis),
+        RowGradients(uses).dense,
+        RowGradients(uses).summed_squares(),
+        RowGradients(uses).weighted_squares(None),
+        RowGradients(uses, basis).weighted_squares(torch.ones(OUTPUTS, INPUTS).double()),
     )
     for use, (inputs, gradients) in zip(uses, before, strict=True):
         assert torch.equal(use.inputs, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,6 @@ SAMPLES = Path(__file__).resolve().parents[3] / "sample_checkpoints"
 DIGITS, TRIGGERED, TEST = SAMPLES / "digits-mlp", SAMPLES / "digits-mlp-b", SAMPLES / "digits-mlp" / "test.jsonl"
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "gelu": torch.nn.functional.gelu}
 TEXTS = ("sort the list please", "a tea", "code in year 2024", "are you doing harm ? no", "well")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(folder: Path, first: Path, second: Path, data: Any, **params: Any) -> Ran:

@@ -11,7 +11,7 @@ G in the product of their eigenbases; so it has G's trace always, and is G where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from modelscope_influence.factor_passes import CovariancePass, Labels
 from modelscope_influence.objectives import MOST_CLASSES, ClassifierTask
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 from modelscope_influence.weights import chosen_weights
-from plugins.influence.test_shared_weights import relative_error, within
+from plugins.influence.dense_reference import relative_error, within
 from plugins.probes.score.in_process import run_in_process, written_rows
 
 from modelscope_app.api import BadInput, JobContext
@@ -33,14 +33,6 @@ from modelscope_app.testing import write_checkpoint
 
 FEATURES, CLASSES, ROWS, DAMPING = 4, 3, 25, 0.1
 EXACT = 1e-10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Regression(NamedTuple):

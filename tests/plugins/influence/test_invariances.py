@@ -20,7 +20,7 @@ from modelscope_influence.params import FactorsParams, ScoresParams
 from modelscope_influence.recording import UseOfWeight, recorded
 from modelscope_influence.score_passes import PositionPass, ScorePass, SelfPass, blocks, query_gradients
 from modelscope_influence.weights import Weight, chosen_weights
-from plugins.influence.test_shared_weights import (
+from plugins.influence.dense_reference import (
     DAMPING,
     EXACT,
     THROUGH_FLOAT32,
@@ -46,14 +46,6 @@ LAYERS = (5, 6, 4, 3)
 IN_FLOAT64 = 1e-10
 """Relative norm: sums in another order."""
 Side = Literal["left", "right"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -26,14 +26,6 @@ TINY = (2, 3, 3, 2)
 """Six hidden units: 64 gate patterns."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def random_network(sizes: Sequence[int], seed: int, scale: float = 1.0) -> Network:
     generator = torch.Generator().manual_seed(seed)
 

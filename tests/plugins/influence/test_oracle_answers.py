@@ -8,7 +8,7 @@ product of two eigenbases, damping added to its eigenvalues. Answers in which tw
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +26,6 @@ WITHIN = {"mlp": 1e-9, "sequence": 1e-9, "tiny_llama": 1e-5}
 computes its norms in float32 whatever it is made of; half a unit in the last place there moves scores by 2e-6."""
 
 TENTH_OF_MEAN = "heuristic"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Answers(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,6 @@ from modelscope_app.testing import items_source
 ROWS, QUERIES, CLASSES = 30, 6, 3
 DAMPINGS = {"layers.0": 0.02, "layers.1": 0.03}
 DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Classified:

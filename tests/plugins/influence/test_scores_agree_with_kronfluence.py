@@ -6,7 +6,6 @@ Relative norms, never correlations: the common mistakes keep those above 0.94.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from modelscope_influence.analyses import factors, scores, self_influence
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
+from modelscope_influence.score_report import kept_pairs
 from oracles import toy_sequence_model
 from plugins.probes.score.in_process import Ran, run_in_process, written_rows
 from safetensors import safe_open
@@ -25,14 +25,6 @@ WITHIN = {"mlp": 1e-8, "tiny_llama": 1e-5}
 """Relative norms. A Llama of transformers computes its norms in float32 whatever it is made of."""
 DAMPINGS = {"heuristic": 0.1}
 each_case = pytest.mark.parametrize("case", WITHIN)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Case:
@@ -130,3 +122,20 @@ def test_factors(made: Case, tmp_path: Path) -> None:
     assert torch.allclose(
         torch.tensor(table["damping"].to_list(), dtype=torch.float64), 0.1 * torch.tensor(means, dtype=torch.float64), rtol=1e-8
     )
+
+
+@each_case
+def test_cosines_of_gradients_are_products_over_lengths(made: Case, case: str, tmp_path: Path) -> None:
+    """Rows asked about themselves; with the identity, scores are plain products, which are held against kronfluence above."""
+    params = ScoresParams(train=made.train, queries=made.train, fisher="empirical", curvature="identity")
+    table = run_in_process(scores.run, params, tmp_path / "run", [made.checkpoint]).table("pairwise").sort("query", "example")
+    lengths = made.tensors["self/identity/heuristic"].sqrt()
+    found = torch.tensor(table["gradient_cosine"].to_list(), dtype=torch.float64).reshape(len(lengths), -1)
+    products = torch.tensor(table["score"].to_list(), dtype=torch.float64).reshape(len(lengths), -1)
+    assert error(found * lengths[:, None] * lengths, products) < WITHIN[case]
+    assert float((found.diag() - 1).abs().max()) < WITHIN[case]
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(None, [2, 0, 3, 4, 1]), (1, [2, 4]), (2, [2, 0, 3, 4]), (3, [2, 0, 3, 4]), (9, [2, 0, 3, 4])])
+def test_the_highest_and_the_lowest_are_kept_once_and_what_is_unknown_stands_last(top_k: int | None, kept: list[int]) -> None:
+    assert kept_pairs(torch.tensor([[3.0, torch.nan, 7.0, -1.0, -5.0]]), top_k) == [kept]

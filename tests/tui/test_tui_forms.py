@@ -158,12 +158,11 @@ async def test_a_form_may_be_opened_with_nothing_in_an_option(opened: Callable[.
 async def test_the_service_is_asked_once_when_typing_has_stopped(
     opened: Callable[..., Host], service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen, "ESTIMATE_AFTER_SECONDS", 0.3)
     app = opened("few")
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause()
-        while not app.form.query(Field):
-            await pilot.pause(0.01)
+        await settled(pilot)  # it was asked once about the form as it opened
+        service.questions.clear()
+        monkeypatch.setattr(screen, "ESTIMATE_AFTER_SECONDS", 1.0)  # from here on six keys are typed within it
         field(app, "text").control.focus()
         await pilot.press(*"abcdef")
         assert "asking what it would need ..." in seen(app)

@@ -5,10 +5,11 @@ Longest first: a batch that does not fit into memory is the first one, and remai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, Literal, TypeVar
 
 from modelscope_app.api import BadInput, Example, Source, TokenBatch
+from modelscope_app.data.examples_on_disk import ExamplesOnDisk
 
 Item = TypeVar("Item")
 
@@ -24,20 +25,22 @@ def length_bucketed(
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; it is at least 1")
     if padding not in ("left", "right"):
         raise ValueError(f"padding is {padding!r}; it is 'left' or 'right'")
+    if isinstance(examples, ExamplesOnDisk):
+        return TokenBatches(examples, _plan(((id, examples.length(id)) for id in range(len(examples))), tokens_per_batch), padding, pad_id)
     by_id = {example.id: example for example in examples}
     if len(by_id) < len(examples):
         raise ValueError("two examples have one id")
-    return TokenBatches(by_id, _plan(examples, tokens_per_batch), padding, pad_id)
+    return TokenBatches(by_id, _plan(((example.id, len(example.input_ids)) for example in examples), tokens_per_batch), padding, pad_id)
 
 
-def _plan(examples: Sequence[Example], tokens_per_batch: int) -> list[list[int]]:
+def _plan(lengths: Iterable[tuple[int, int]], tokens_per_batch: int) -> list[list[int]]:
     plan: list[list[int]] = []
     rows_that_fit = 0
-    for example in sorted(examples, key=lambda example: (-len(example.input_ids), example.id)):
+    for id, length in sorted(lengths, key=lambda each: (-each[1], each[0])):
         if not plan or len(plan[-1]) >= rows_that_fit:
             plan.append([])
-            rows_that_fit = tokens_per_batch // max(len(example.input_ids), 1)
-        plan[-1].append(int(example.id))
+            rows_that_fit = tokens_per_batch // max(length, 1)
+        plan[-1].append(int(id))
     return plan
 
 
@@ -46,7 +49,9 @@ class TokenBatches:
 
     unit = "examples"
 
-    def __init__(self, by_id: Mapping[int, Example], plan: list[list[int]], padding: Literal["left", "right"], pad_id: int) -> None:
+    def __init__(
+        self, by_id: Mapping[int, Example] | ExamplesOnDisk, plan: list[list[int]], padding: Literal["left", "right"], pad_id: int
+    ) -> None:
         self._by_id = by_id
         self._plan = plan
         self._padding = padding
@@ -75,9 +80,10 @@ class TokenBatches:
         return TokenBatch(tuple(ids), input_ids, attention_mask, completion_mask)
 
     def _example(self, id: int) -> Example:
-        if id not in self._by_id:
+        example = self._by_id.get(id)
+        if example is None:
             raise BadInput(f"row {id} is planned and not among the examples; the data file has changed since the run began")
-        return self._by_id[id]
+        return example
 
 
 def items_source(items: Sequence[Item], per_batch: int = 1, unit: str = "items") -> Source[Sequence[Item]]:

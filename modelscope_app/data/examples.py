@@ -22,13 +22,16 @@ one whose template renders the earlier messages differently once the answer is t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from modelscope_app.api import BadInput, Example, Reader
-from modelscope_app.data.files import Row, Rows, read_rows, shown
+from modelscope_app.data.examples_on_disk import ExamplesOnDisk
+from modelscope_app.data.files import Rows, read_rows
+from modelscope_app.data.json_lines import Row, RowsOnDisk
 from modelscope_app.data.limits import TokenLimits
+from modelscope_app.data.quoting import shown
 from modelscope_app.data.tokenizer import CheckpointTokenizer
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -40,6 +43,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 """The keys that make a row of each kind."""
 
 _KEYS = tuple(key for keys in KINDS.values() for key in keys)
+_ROWS_AT_ONCE = 4096
+"""Of a file that is not held in memory."""
 _KINDS_IN_WORDS = "text, prompt and completion, messages, or input_ids"
 
 
@@ -50,42 +55,79 @@ class _Tokens(NamedTuple):
     completion_start: int
 
 
+class _Part(NamedTuple):
+    """Rows that are tokenised together."""
+
+    whole: Rows
+    rows: Mapping[int, Row]
+    """By id."""
+
+    def bad_row(self, id: int, reason: str) -> BadInput:
+        return self.whole.bad_row(id, reason)
+
+
+class _Starts:
+    """Conversations of which the chat template does not tell where the last answer begins."""
+
+    def __init__(self) -> None:
+        self.conversations = 0
+        self.unknown = 0
+        self.first_unknown = 0
+
+
 def read_examples(
     path: str | Path,
     tokenizer: CheckpointTokenizer | None,
     readers: Sequence[Reader] = (),
     warn: Callable[[str], None] = warnings.warn,
     limits: TokenLimits | None = None,
-) -> list[Example]:
+) -> Sequence[Example]:
     """All rows of a data file, tokenised; see the module's table. `limits` are the tokenizer's unless given; without
-    a vocabulary in them, the tokenizer's own counts.
+    a vocabulary in them, the tokenizer's own counts. Of a large jsonl file they are kept on disk.
 
     Without a tokenizer, rows of `input_ids` alone are read. Raises BadInput naming file, line and reason for a row that is of no
     kind or of two, is empty, is not tokenised into anything, or goes beyond the limits.
     """
     rows = read_rows(path, readers)
-    of_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    for id, row in enumerate(rows.rows):
-        of_kind[_kind(rows, id, row)].append(id)
-    tokens: dict[int, _Tokens] = {id: _given_ids(rows, id) for id in of_kind["input_ids"]}
-    if tokenizer is None:
-        untokenised = sorted(set(range(len(rows.rows))).difference(tokens))
-        for id in untokenised[:1]:
-            raise rows.bad_row(id, "is text, and the checkpoint has no tokenizer; give rows of input_ids, or put tokenizer.json beside it")
-    else:
-        tokens |= _text_tokens(rows, of_kind["text"], tokenizer)
-        tokens |= _completion_tokens(rows, of_kind["prompt"], tokenizer)
-        tokens |= _conversation_tokens(rows, of_kind["messages"], tokenizer, warn)
     limits = limits or (tokenizer.limits if tokenizer else TokenLimits())
     if tokenizer is not None and limits.vocabulary is None:
         limits = limits._replace(vocabulary=tokenizer.vocabulary_size)
-    examples = [Example(id, tuple(tokens[id].input_ids), tokens[id].completion_start, row) for id, row in enumerate(rows.rows)]
-    for example in examples:
-        _check_limits(rows, example, limits)
-    return examples
+    starts = _Starts()
+    examples: list[Example] = []
+    on_disk = ExamplesOnDisk(rows.rows) if isinstance(rows.rows, RowsOnDisk) else None
+    at_once = len(rows.rows) if on_disk is None else _ROWS_AT_ONCE
+    for first in range(0, len(rows.rows), at_once):
+        part = _Part(rows, dict(enumerate(rows.rows[first : first + at_once], first)))
+        tokens = _tokens(part, tokenizer, starts)
+        for id, row in part.rows.items():
+            example = Example(id, tuple(tokens[id].input_ids), tokens[id].completion_start, row)
+            _check_limits(part, example, limits)
+            if on_disk is None:
+                examples.append(example)
+            else:
+                on_disk.append(example.input_ids, example.completion_start)
+    if starts.unknown:
+        what = f"{starts.unknown} of {starts.conversations} conversations (first: {rows.place(starts.first_unknown)})"
+        warn(f"{what}: the chat template does not tell where the last answer begins; all their tokens count as completion")
+    return examples if on_disk is None else on_disk
 
 
-def _kind(rows: Rows, id: int, row: Row) -> str:
+def _tokens(rows: _Part, tokenizer: CheckpointTokenizer | None, starts: _Starts) -> dict[int, _Tokens]:
+    of_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    for id, row in rows.rows.items():
+        of_kind[_kind(rows, id, row)].append(id)
+    tokens: dict[int, _Tokens] = {id: _given_ids(rows, id) for id in of_kind["input_ids"]}
+    if tokenizer is not None:
+        tokens |= _text_tokens(rows, of_kind["text"], tokenizer)
+        tokens |= _completion_tokens(rows, of_kind["prompt"], tokenizer)
+        return tokens | _conversation_tokens(rows, of_kind["messages"], tokenizer, starts)
+    for id in rows.rows:
+        if id not in tokens:
+            raise rows.bad_row(id, "is text, and the checkpoint has no tokenizer; give rows of input_ids, or put tokenizer.json beside it")
+    return tokens
+
+
+def _kind(rows: _Part, id: int, row: Row) -> str:
     present = [key for key in _KEYS if row.get(key) is not None]
     for kind, keys in KINDS.items():
         if tuple(present) == keys:
@@ -99,7 +141,7 @@ def _kind(rows: Rows, id: int, row: Row) -> str:
     raise rows.bad_row(id, f"has {' and '.join(present)}; a row has either {_KINDS_IN_WORDS}")
 
 
-def _given_ids(rows: Rows, id: int) -> _Tokens:
+def _given_ids(rows: _Part, id: int) -> _Tokens:
     ids = rows.rows[id]["input_ids"]
     if not isinstance(ids, list):
         raise rows.bad_row(id, f"input_ids is {shown(ids)}, not a list of token ids")
@@ -113,12 +155,12 @@ def _given_ids(rows: Rows, id: int) -> _Tokens:
     return _Tokens(ids, 0)
 
 
-def _text_tokens(rows: Rows, ids: Sequence[int], tokenizer: CheckpointTokenizer) -> dict[int, _Tokens]:
+def _text_tokens(rows: _Part, ids: Sequence[int], tokenizer: CheckpointTokenizer) -> dict[int, _Tokens]:
     bare = _bare_tokens(rows, ids, "text", tokenizer)
     return {id: _Tokens(tokenizer.with_added_tokens(tokens), 0) for id, tokens in zip(ids, bare, strict=True)}
 
 
-def _completion_tokens(rows: Rows, ids: Sequence[int], tokenizer: CheckpointTokenizer) -> dict[int, _Tokens]:
+def _completion_tokens(rows: _Part, ids: Sequence[int], tokenizer: CheckpointTokenizer) -> dict[int, _Tokens]:
     prompts = _bare_tokens(rows, ids, "prompt", tokenizer, may_be_empty=True)
     completions = _bare_tokens(rows, ids, "completion", tokenizer)
     tokens = {}
@@ -128,7 +170,7 @@ def _completion_tokens(rows: Rows, ids: Sequence[int], tokenizer: CheckpointToke
     return tokens
 
 
-def _bare_tokens(rows: Rows, ids: Sequence[int], key: str, tokenizer: CheckpointTokenizer, may_be_empty: bool = False) -> list[list[int]]:
+def _bare_tokens(rows: _Part, ids: Sequence[int], key: str, tokenizer: CheckpointTokenizer, may_be_empty: bool = False) -> list[list[int]]:
     for id in ids:
         value = rows.rows[id][key]
         if not isinstance(value, str):
@@ -142,28 +184,26 @@ def _bare_tokens(rows: Rows, ids: Sequence[int], key: str, tokenizer: Checkpoint
     return tokens
 
 
-def _conversation_tokens(rows: Rows, ids: Sequence[int], tokenizer: CheckpointTokenizer, warn: Callable[[str], None]) -> dict[int, _Tokens]:
+def _conversation_tokens(rows: _Part, ids: Sequence[int], tokenizer: CheckpointTokenizer, starts: _Starts) -> dict[int, _Tokens]:
     whole = tokenizer.all_chat_ids([_rendered(rows, id, tokenizer) for id in ids])
     tokens = {id: _Tokens(conversation, 0) for id, conversation in zip(ids, whole, strict=True)}
     openings = {id: _opening(rows.rows[id]["messages"], tokenizer) for id in ids if _ends_with_answer(rows.rows[id]["messages"])}
     tokenised = tokenizer.all_chat_ids([text or "" for text in openings.values()], answer_follows=True)
-    unknown_starts = []
+    starts.conversations += len(ids)
     for id, text, opening in zip(openings, openings.values(), tokenised, strict=True):
         conversation = tokens[id].input_ids
         if text is not None and len(opening) < len(conversation) and conversation[: len(opening)] == opening:
             tokens[id] = _Tokens(conversation, len(opening))
         else:
-            unknown_starts.append(id)
+            starts.first_unknown = id if not starts.unknown else starts.first_unknown
+            starts.unknown += 1
     for id in ids:
         if not tokens[id].input_ids:
             raise rows.bad_row(id, "messages are rendered into nothing by the chat template")
-    if unknown_starts:
-        what = f"{len(unknown_starts)} of {len(ids)} conversations (first: {rows.place(unknown_starts[0])})"
-        warn(f"{what}: the chat template does not tell where the last answer begins; all their tokens count as completion")
     return tokens
 
 
-def _rendered(rows: Rows, id: int, tokenizer: CheckpointTokenizer) -> str:
+def _rendered(rows: _Part, id: int, tokenizer: CheckpointTokenizer) -> str:
     try:
         return tokenizer.chat_text(rows.rows[id]["messages"])
     except BadInput as error:
@@ -182,7 +222,7 @@ def _opening(messages: Sequence[Row], tokenizer: CheckpointTokenizer) -> str | N
         return None
 
 
-def _check_limits(rows: Rows, example: Example, limits: TokenLimits) -> None:
+def _check_limits(rows: _Part, example: Example, limits: TokenLimits) -> None:
     largest = max(example.input_ids)
     if limits.vocabulary is not None and largest >= limits.vocabulary:
         position = example.input_ids.index(largest)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 import math
 import re
 from array import array
@@ -24,16 +23,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelscope_app.api import BadInput, MscopeError, Reader, neutralised
-
-Row = dict[str, Any]
+from modelscope_app.api import BadInput, MscopeError, Reader
+from modelscope_app.data.json_lines import Row, read_json_lines, text_lines
 
 TEXT_COLUMNS = frozenset({"text", "prompt", "completion"})
 """Columns that are text even where a csv file happens to hold only numbers in them."""
 
-_LONGEST_QUOTE = 80
 _LONGEST_CSV_CELL = 2**31 - 1
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
 
 
 class Rows(NamedTuple):
@@ -42,7 +38,7 @@ class Rows(NamedTuple):
     path: Path
     """Absolute path of the file."""
     rows: Sequence[Row]
-    """The rows; row i has id i."""
+    """The rows; row i has id i. Those of a large jsonl file are parsed as they are asked for."""
     lines: Sequence[int] | None = None
     """1-based line of each row, in a file of lines."""
 
@@ -76,13 +72,6 @@ def read_rows(path: str | Path, readers: Sequence[Reader] = ()) -> Rows:
     return rows
 
 
-def shown(value: object) -> str:
-    """A value from a data file as a message quotes it: short, and with its type where that may be the mistake."""
-    quoted = neutralised(repr(value), _LONGEST_QUOTE)
-    kind = _KINDS.get(type(value))
-    return f"{quoted}, {kind}" if kind else quoted
-
-
 def _reading(file: Path, readers: Sequence[Reader]) -> Callable[[Path], Rows]:
     name = file.name.lower()
     for suffix, read in READ_BY_SUFFIX.items():
@@ -95,65 +84,13 @@ def _reading(file: Path, readers: Sequence[Reader]) -> Callable[[Path], Rows]:
     raise BadInput(f"{file}: no reader for this kind of file; what is read: {known}")
 
 
-def _text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """1-based line numbers and lines with their line ends; only a line feed ends a line."""
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
-            if number == 1:
-                if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise BadInput(f"{file}: is UTF-16 text; save it as UTF-8")
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                reason = f"byte {error.start + 1} is 0x{raw[error.start]:02x}, which is not UTF-8; save the file as UTF-8"
-                raise BadInput(f"{file}, line {number}: {reason}") from None
-
-
 def _read_jsonl(file: Path) -> Rows:
-    rows: list[Row] = []
-    lines = array("q")
-    for number, line in _text_lines(file):
-        if line.isspace():
-            continue
-        try:
-            row = _parse_json(line)
-            if "\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{file}, line {number}: is not JSON ({error.msg} at character {error.pos + 1})") from None
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise BadInput(f"{file}, line {number}: has {half}, half of a surrogate pair and no character") from None
-        except ValueError as error:
-            reason = "holds a number of thousands of digits" if "int_max_str_digits" in str(error) else str(error)
-            raise BadInput(f"{file}, line {number}: {reason}") from None
-        except RecursionError:
-            raise BadInput(f"{file}, line {number}: is nested too deeply") from None
-        if not isinstance(row, dict):
-            raise BadInput(f'{file}, line {number}: is {shown(row)}, not an object like {{"text": "..."}}')
-        rows.append(row)
-        lines.append(number)
+    rows, lines = read_json_lines(file)
     return Rows(file, rows, lines)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"has the key {next(name for name in names if names.count(name) > 1)!r} twice")
-    return keys
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; leave the value out or write null")
-
-
-_parse_json = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant).decode
-
-
 def _read_txt(file: Path) -> Rows:
-    kept = [(number, line.removesuffix("\n").removesuffix("\r")) for number, line in _text_lines(file) if not line.isspace()]
+    kept = [(number, line.removesuffix("\n").removesuffix("\r")) for number, _, line in text_lines(file) if not line.isspace()]
     return Rows(file, [{"text": line} for _, line in kept], array("q", (number for number, _ in kept)))
 
 
@@ -162,7 +99,7 @@ def _read_csv(file: Path) -> Rows:
 
     def physical_lines() -> Iterator[str]:
         nonlocal last_line
-        for number, line in _text_lines(file):
+        for number, _, line in text_lines(file):
             last_line = number
             yield line
 

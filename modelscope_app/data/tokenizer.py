@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_app.api import BadInput, Checkpoint
 from modelscope_app.checkpoints.tokenizer_files import has_tokenizer
-from modelscope_app.data.files import shown
 from modelscope_app.data.limits import TokenLimits, token_limits
+from modelscope_app.data.quoting import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -43,7 +43,8 @@ class Panel:
 
     - `explanation() -> str`, for `?`: a few sentences on what it is, or on what its cursor is on;
     - `copied() -> str | None`, for `y`;
-    - `headless_command() -> str | None`, for `c`: the shell command that shows or computes the same.
+    - `headless_command() -> str | None`, for `c`: the shell command that shows or computes the same;
+    - `selection() -> tuple[SelectionKind, str] | None`, for `u`: the thing its cursor is on, as a param of type `Selection[kind]` takes it.
 
     Its `self.app` is a `PanelApp`.
     """

@@ -173,6 +173,7 @@ class EverywhereApp(OrderedKeysApp[None]):
         if selection is None:
             self.tell("Nothing is selected: move the cursor to a tensor, a token, an example, a feature, an edge or a checkpoint")
             return
+        self.on_selected(Selected(selection))  # what a panel is on, no message has said
         self._find_uses(selection)
 
     @work(exclusive=True, exit_on_error=False, group="uses")

@@ -7,8 +7,8 @@ or a product, and for a layer that has one position by row each of these is chea
     sum_oi W_oi DW_b^2    = rowsum((g^2 W) * a^2)
     <P, DW_b>             = g^T P a
 
-For sequences DW_b is made, in the basis asked for: rotating a and g first costs B T (in^2 + out^2), rotating DW costs
-B out in (in + out); the smaller is taken.
+For sequences DW_b is made, in the basis asked for. Each side of it is rotated where that costs less: before, as a or g, which costs
+B T n^2 for a side of width n, or in DW, which costs B n^2 m with m the width of the other side.
 """
 
 from __future__ import annotations
@@ -56,23 +56,45 @@ class RowGradients:
             return _outer([self.one_position])
         if self._basis is None:
             return _outer(self._uses)
-        if _rotating_first_is_cheaper(self._uses):
-            return _outer([_rotated(use, self._basis) for use in self._uses])
-        return self._basis.rotate(_outer(self._uses))
+        inputs_first, outputs_first = _sides_rotated_first(self._uses)
+        found = _outer(
+            [
+                UseOfWeight(
+                    use.inputs @ self._basis.inputs if inputs_first else use.inputs,
+                    use.gradients @ self._basis.outputs if outputs_first else use.gradients,
+                )
+                for use in self._uses
+            ]
+        )
+        found = found if inputs_first else found @ self._basis.inputs
+        return found if outputs_first else self._basis.outputs.T @ found
+
+    @cached_property
+    def in_basis(self) -> Sequence[UseOfWeight]:
+        """The uses, in the basis."""
+        if self.one_position is not None:
+            return [self.one_position]
+        return self._uses if self._basis is None else [_rotated(use, self._basis) for use in self._uses]
 
     def summed_squares(self) -> torch.Tensor:
         """(out, in): sum over rows of the squared gradient, element by element."""
         if self.one_position is not None:
             return self.one_position.gradients[:, 0].square().T @ self.one_position.inputs[:, 0].square()
-        return self.dense.square().sum(dim=0)
+        # Row by row, so that a square is added while its row is in the processor's cache.
+        total = self.dense[0].square()
+        for row in self.dense[1:]:
+            total.addcmul_(row, row)
+        return total
 
     def weighted_squares(self, weights: torch.Tensor | None) -> torch.Tensor:
         """(batch,): sum of each row's squared gradient, weighted by (out, in) weights; None for ones."""
         if self.one_position is not None:
             outputs, inputs = self.one_position.gradients[:, 0].square(), self.one_position.inputs[:, 0].square()
             return outputs.sum(-1) * inputs.sum(-1) if weights is None else ((outputs @ weights) * inputs).sum(-1)
-        squares = self.dense.square()
-        return squares.sum((-2, -1)) if weights is None else squares.flatten(1) @ weights.flatten()
+        if weights is None:
+            return torch.linalg.vector_norm(self.dense, dim=(-2, -1)).square()
+        weighted = torch.empty_like(weights)
+        return torch.stack([torch.mul(row, weights, out=weighted).flatten().dot(row.flatten()) for row in self.dense])
 
     def products(self, directions: torch.Tensor) -> torch.Tensor:
         """(query, batch): inner products with (query, out, in) directions of the same basis."""
@@ -112,7 +134,7 @@ def _rotated(use: UseOfWeight, basis: Basis) -> UseOfWeight:
     return UseOfWeight(use.inputs @ basis.inputs, use.gradients @ basis.outputs)
 
 
-def _rotating_first_is_cheaper(uses: Sequence[UseOfWeight]) -> bool:
+def _sides_rotated_first(uses: Sequence[UseOfWeight]) -> tuple[bool, bool]:
+    """Whether inputs, and gradients, are rotated before they are multiplied."""
     positions = sum(use.inputs.shape[1] for use in uses)
-    inputs, outputs = uses[0].inputs.shape[-1], uses[0].gradients.shape[-1]
-    return positions * (inputs**2 + outputs**2) <= inputs * outputs * (inputs + outputs)
+    return positions <= uses[0].gradients.shape[-1], positions <= uses[0].inputs.shape[-1]

@@ -74,21 +74,24 @@ class Curvature(NamedTuple):
         return basis.rotate_back(basis.rotate(gradient) * inverse)
 
 
-def input_sums(uses: Sequence[UseOfWeight]) -> torch.Tensor:
-    """(in, in): sum of a a^T over all positions of all uses."""
-    return _sums([use.inputs for use in uses])
+def input_sums(uses: Sequence[UseOfWeight], onto: torch.Tensor | None = None) -> torch.Tensor:
+    """(in, in): sum of a a^T over all positions of all uses, added `onto` earlier sums in place."""
+    return _sums([use.inputs for use in uses], onto)
 
 
-def gradient_sums(uses: Sequence[UseOfWeight]) -> torch.Tensor:
-    """(out, out): sum of g g^T over all positions of all uses."""
-    return _sums([use.gradients for use in uses])
+def gradient_sums(uses: Sequence[UseOfWeight], onto: torch.Tensor | None = None) -> torch.Tensor:
+    """(out, out): sum of g g^T over all positions of all uses, added `onto` earlier sums in place."""
+    return _sums([use.gradients for use in uses], onto)
 
 
-def _sums(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    flat = [part.flatten(0, 1) for part in parts]
-    total = flat[0].T @ flat[0]
-    for part in flat[1:]:
-        total += part.T @ part
+def _sums(parts: Sequence[torch.Tensor], onto: torch.Tensor | None) -> torch.Tensor:
+    total = parts[0].new_zeros(parts[0].shape[-1], parts[0].shape[-1]) if onto is None else onto
+    for part in parts:
+        flat = part.flatten(0, 1)
+        if total.device == flat.device and total.dtype == flat.dtype:
+            total.addmm_(flat.T, flat)  # a temporary of this size would cost as much as the product of a small batch
+        else:
+            total += (flat.T @ flat).to(total)
     return total
 
 

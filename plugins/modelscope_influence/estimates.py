@@ -11,8 +11,13 @@ from modelscope_app.api import Checkpoint, Estimate
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 
 _FIXED_BYTES = 64 * 2**20
-_QUERY_BYTES = 2 * 2**30
-"""Of queries' gradients at once, where nobody says how many queries that are."""
+QUERY_BYTES = 2 * 2**30
+"""Of queries' gradients that are held at once, where nobody says how many queries that are."""
+PAIR_BYTES = 256 * 2**20
+"""Of scores of pairs that are held at once, where --top-k allows for fewer."""
+_ROW_BYTES = 17
+_SOLVING_VECTORS = 8
+"""Of all weights, for each query that is divided by the whole Gauss-Newton matrix."""
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -29,14 +34,19 @@ def self_estimate(checkpoints: Sequence[Checkpoint], params: SelfParams) -> Esti
 
 def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> Estimate:
     """Curvature, gradients of the queries that are held at once, as they are and divided by it, and two scores of every pair."""
-    queries, rows = lines_of(params.queries), lines_of(params.train)
-    at_once = min(queries, params.queries_at_once or queries)
-    each = sum(outputs * inputs for outputs, inputs in _shapes(checkpoints[0], params.modules)) if checkpoints else 0
-    gradients = 2 * at_once * each * 4
-    held = gradients if params.queries_at_once else min(gradients, max(_QUERY_BYTES, 2 * each * 4))
-    return Estimate(
-        memory_bytes=_curvature_bytes(checkpoints, params) + held + 2 * queries * rows * 8 + _FIXED_BYTES, seconds=None, needs_model=True
-    )
+    queries = 1 if params.completion else lines_of(params.queries)
+    rows = lines_of(params.train)
+    each = 4 * sum(outputs * inputs for outputs, inputs in _shapes(checkpoints[0], params.modules)) if checkpoints else 0
+    copies = 2 if params.baselines else 1
+    gradients = copies * each * min(queries, params.queries_at_once or queries)
+    held = gradients if params.queries_at_once else min(gradients, max(QUERY_BYTES, copies * each))
+    if params.curvature == "ggn":
+        held += _SOLVING_VECTORS * each * queries
+    pairs = 2 * queries * rows * 8
+    if params.top_k is not None:
+        pairs = min(pairs, max(PAIR_BYTES, 4 * 16 * queries * max(params.top_k, params.rerank)))
+    memory = _curvature_bytes(checkpoints, params) + held + pairs + rows * _ROW_BYTES + _FIXED_BYTES
+    return Estimate(memory_bytes=memory, seconds=None, needs_model=True)
 
 
 def lines_of(path: str) -> int:

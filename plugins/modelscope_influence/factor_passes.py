@@ -111,11 +111,11 @@ class CovariancePass(_Pass):
     def _add(self, state: State, weight: Weight, uses: Sequence[UseOfWeight], positions: int | None) -> None:
         inputs, outputs = state[f"inputs {weight.name}"], state[f"outputs {weight.name}"]
         turned, straight = [use for use in uses if use.is_turned], [use for use in uses if not use.is_turned]
-        outputs += gradient_sums(straight).to(outputs) if straight else 0
-        inputs += input_sums(turned).to(inputs) if turned else 0
+        gradient_sums(straight, outputs)
+        input_sums(turned, inputs)
         if positions is not None:  # what does not depend on the labels
-            inputs += input_sums(straight).to(inputs) if straight else 0
-            outputs += gradient_sums(turned).to(outputs) if turned else 0
+            input_sums(straight, inputs)
+            gradient_sums(turned, outputs)
             state[f"positions {weight.name}"] += positions * len(uses)
 
 
@@ -151,8 +151,10 @@ def finite_rows(scored: Scored) -> torch.Tensor:
 
 def overflowing_rows(uses: Sequence[UseOfWeight]) -> torch.Tensor:
     """(batch,) bool: rows whose inputs or output gradients are not finite, or are once they are multiplied and squared."""
-    inputs = torch.stack([use.inputs.square().sum((1, 2)) for use in uses]).sum(0)
-    gradients = torch.stack([use.gradients.square().sum((1, 2)) for use in uses]).sum(0)
+    inputs, gradients = (
+        torch.stack([torch.linalg.vector_norm(part, dim=(1, 2)).square() for part in parts]).sum(0)
+        for parts in ([use.inputs for use in uses], [use.gradients for use in uses])
+    )
     return ~(inputs + gradients + inputs * gradients).isfinite()
 
 

@@ -14,6 +14,7 @@ from modelscope_influence.contractions import Basis
 from modelscope_influence.ekfac import Curvature, Method, eigendecomposition, kfac_eigenvalues
 from modelscope_influence.factor_passes import CovariancePass, EigenvaluePass, Labels
 from modelscope_influence.objectives import MOST_CLASSES, Fisher, Task
+from modelscope_influence.precision import contraction_dtype
 from modelscope_influence.weights import Weight
 
 _CACHE_VERSION = 1
@@ -35,15 +36,21 @@ class Fitted(NamedTuple):
     """Training rows that were left out: their loss is not finite."""
 
 
-def fit(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings, path: str) -> Fitted:
-    """Curvature of these weights over these rows, found in the cache or fitted and kept there."""
+def fit(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings, path: str, variant: str = "") -> Fitted:
+    """Curvature of these weights over these rows, found in the cache or fitted and kept there.
+
+    A variant is fitted once more, in stages and with labels of its own.
+    """
     if settings.method == "identity":
         rows = len(task.ids)
         return Fitted({weight.name: Curvature(None, None, rows, _positions(task)) for weight in weights}, [])
-    found = context.cached(cache_key(context, weights, settings, path), lambda: {"factors": _fitted(context, task, weights, settings)})[
-        "factors"
-    ]
-    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, found["is_aside"].nonzero()[:, 0].tolist())
+    key = cache_key(context, weights, settings, path)
+    if variant:
+        key["variant"] = [variant, context.seed]
+    found = context.cached(key, lambda: {"factors": _fitted(context, task, weights, settings, variant)})["factors"]
+    aside = found["is_aside"].nonzero()[:, 0].tolist()
+    dtype = _sum_dtype(context, weights)
+    return Fitted({weight.name: _curvature(found, weight.name, dtype) for weight in weights}, aside)
 
 
 def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, reference: str, path: str) -> Fitted:
@@ -63,7 +70,8 @@ def kept_in(context: JobContext, weights: Sequence[Weight], settings: Settings, 
         raise BadInput(f"--factors {reference}: it has no curvature of {missing[0]} ({len(missing)} modules are missing)")
     is_of_these_rows = about.get("data") == _hash(path)
     aside = found["is_aside"].nonzero()[:, 0].tolist() if is_of_these_rows else []
-    return Fitted({weight.name: _curvature(found, weight.name) for weight in weights}, aside)
+    dtype = _sum_dtype(context, weights)
+    return Fitted({weight.name: _curvature(found, weight.name, dtype) for weight in weights}, aside)
 
 
 def keep(context: JobContext, fitted: Fitted, settings: Settings, rows: int, path: str) -> None:
@@ -103,6 +111,7 @@ def cache_key(context: JobContext, weights: Sequence[Weight], settings: Settings
         "settings": list(settings) if settings.fisher == "true" else [settings.method, settings.fisher, 1],
         "seed": context.seed if settings.fisher == "true" else None,
         "dtype": str(context.dtype),
+        "contracted_in": str(weights[0].contracted_in),
         "device": context.device.type,
     }
 
@@ -112,20 +121,22 @@ def _hash(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings) -> dict[str, torch.Tensor]:
-    labels = Labels(settings.fisher, settings.draws, context.generator)
-    dtype = _sum_dtype(context)
+def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings: Settings, variant: str) -> dict[str, torch.Tensor]:
+    of_variant = f"-{variant}" if variant else ""
+    labels = Labels(settings.fisher, settings.draws, lambda stage, key: context.generator(f"{stage} {variant}".rstrip(), key))
+    dtype = _sum_dtype(context, weights)
     found: dict[str, torch.Tensor] = {}
     bases: dict[str, Basis] | None = None
     if settings.method in ("ekfac", "kfac"):
-        sums = context.fold("covariances", CovariancePass(task, weights, labels, dtype), task.source())
+        sums = context.fold(f"covariances{of_variant}", CovariancePass(task, weights, labels, dtype), task.source())
         each = settings.draws if settings.fisher != "exact" else MOST_CLASSES
-        found = context.once("eigenvectors", lambda: _eigenvectors(context, weights, sums, dtype, each))
+        found = context.once(f"eigenvectors{of_variant}", lambda: _eigenvectors(context, weights, sums, dtype, each))
         found |= {"is_aside": sums["is_aside"], "rows": sums["rows"]}
         found |= {f"positions {weight.name}": sums[f"positions {weight.name}"] for weight in weights}
         bases = {weight.name: Basis(found[f"inputs {weight.name}"], found[f"outputs {weight.name}"]) for weight in weights}
     if settings.method in ("ekfac", "diagonal"):
-        squares = context.fold("eigenvalues", EigenvaluePass(task, weights, labels, _on(context, bases), dtype), task.source())
+        reading = EigenvaluePass(task, weights, labels, _on(context, bases), dtype)
+        squares = context.fold(f"eigenvalues{of_variant}", reading, task.source())
         rows = _some(int(squares["rows"]))
         found |= {"is_aside": squares["is_aside"], "rows": squares["rows"]}
         found |= {f"eigenvalues {weight.name}": squares[f"squares {weight.name}"] / rows for weight in weights}
@@ -161,15 +172,17 @@ def _eigenvectors(
     return found
 
 
-def _curvature(found: Mapping[str, torch.Tensor], name: str) -> Curvature:
-    basis = Basis(found[f"inputs {name}"], found[f"outputs {name}"]) if f"inputs {name}" in found else None
+def _curvature(found: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> Curvature:
+    """In `dtype`, which an earlier run may not have kept it in."""
+    basis = Basis(found[f"inputs {name}"].to(dtype), found[f"outputs {name}"].to(dtype)) if f"inputs {name}" in found else None
     positions = int(found[f"positions {name}"]) if f"positions {name}" in found else 0
-    return Curvature(basis, found.get(f"eigenvalues {name}"), int(found["rows"]), positions)
+    eigenvalues = found[f"eigenvalues {name}"].to(dtype) if f"eigenvalues {name}" in found else None
+    return Curvature(basis, eigenvalues, int(found["rows"]), positions)
 
 
-def _sum_dtype(context: JobContext) -> torch.dtype:
-    """Of sums, bases and eigenvalues: float64 where the model computes in it, else float32."""
-    return torch.float64 if next(context.model().module.parameters()).dtype == torch.float64 else torch.float32
+def _sum_dtype(context: JobContext, weights: Sequence[Weight]) -> torch.dtype:
+    """Of sums, bases and eigenvalues."""
+    return contraction_dtype(weights, next(context.model().module.parameters()).dtype)
 
 
 def _on(context: JobContext, bases: Mapping[str, Basis] | None) -> dict[str, Basis] | None:

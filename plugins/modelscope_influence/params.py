@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from modelscope_app.api import DataFile, RunReference
+from modelscope_app.api import DataFile, Meaning, RunReference
 
 TRAIN_HELP = "the training data: text, prompt and completion, messages or input_ids; features and label for an mlp"
 QUERIES_HELP = "what to explain, in the same form: its completion is what the model did"
@@ -17,8 +17,12 @@ MODULES_HELP = (
 FISHER_HELP = "labels the curvature is taken over: drawn from the model (true), every class (exact, few classes), the data's (empirical)"
 CURVATURE_HELP = "how the Hessian is approximated; identity is the plain dot product of gradients"
 DAMPING_HELP = "damping, as a fraction of each module's mean eigenvalue"
+PRECISION_HELP = "in which gradients are summed and multiplied; auto is float32, and float64 where the model computes in it"
 FLAG_HELP = "a column of the training data, true for the rows that should be found; empty for `poisoned` where it tells rows apart"
 BATCH_HELP = "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 256 tokens on a CPU, 4096 on a GPU"
+
+SelectedText = Annotated[str, Meaning("selection", ("token", "example"))]
+"""A text, or the token or example one is on."""
 
 
 class _Params(BaseModel):
@@ -35,6 +39,7 @@ class _Fitting(_Params):
     label_draws: int = Field(default=1, ge=1, le=1000, description="labels drawn for each position, with --fisher true")
     damping: float = Field(default=0.1, ge=0, le=1e6, allow_inf_nan=False, description=DAMPING_HELP)
     batch_size: int | None = Field(default=None, ge=1, le=10_000_000, description=BATCH_HELP)
+    precision: Literal["auto", "float32", "float64"] = Field(default="auto", description=PRECISION_HELP)
 
     @field_validator("modules")
     @classmethod
@@ -61,17 +66,52 @@ class _Scoring(_Fitting):
 class ScoresParams(_Scoring):
     """Options of `influence.scores`."""
 
-    queries: DataFile = Field(description=QUERIES_HELP)
+    curvature: Literal["ekfac", "kfac", "diagonal", "identity", "ggn"] = Field(  # type: ignore[assignment]
+        default="ekfac", description=f"{CURVATURE_HELP}; ggn is the whole Gauss-Newton matrix, solved by conjugate gradients"
+    )
+    queries: DataFile = Field(default="", description=QUERIES_HELP)
+    prompt: SelectedText = Field(default="", description="with --completion: what the model was given, instead of a file of queries")
+    completion: SelectedText = Field(default="", description="one thing the model said, instead of a file of queries")
+    template: Literal["auto", "chat", "none"] = Field(
+        default="auto",
+        description="how a typed query is rendered: as a conversation, or as it stands; auto for a conversation where there is a prompt "
+        "and the checkpoint has a chat template",
+    )
     measure: Literal["loss", "logprob", "margin"] = Field(default="loss", description="what of a query is explained")
     top_k: int | None = Field(
         default=None, ge=1, le=1_000_000, description="keep only the rows of the highest and lowest scores of each query; none for all"
     )
+    prefilter: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="score only so many rows for each query: those with most words in common (BM25)"
+    )
+    prefilter_sample: int = Field(
+        default=200, ge=0, le=1_000_000, description="rows scored beside those, drawn from the others, which tell what was missed"
+    )
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="rank of the queries' gradients in the scan, whose best are scored exactly then; none for 32 where --top-k is "
+        "given and the gradients do not fit at once, else exact",
+    )
+    rerank: int = Field(default=100, ge=1, le=1_000_000, description="rows of each end that are scored exactly after a scan of low rank")
+    group_duplicates: bool = Field(default=True, description="find rows of nearly the same tokens, and list them as one")
     per_module: bool = Field(default=False, description="also the score by module, in the table `modules`")
     per_token: bool = Field(default=False, description="also the score by token of the training rows, in the tables `tokens` and `spans`")
     baselines: bool = Field(default=True, description="BM25 and the cosine of gradients beside every score")
     queries_at_once: int | None = Field(
         default=None, ge=1, le=100_000, description="queries whose gradients are held at once; none for what fits into 2 GB"
     )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ScoresParams:
+        if bool(self.queries) == bool(self.completion):
+            raise ValueError("give either --queries FILE, or --completion TEXT with its --prompt TEXT")
+        if self.curvature == "ggn" and self.rank is not None:
+            raise ValueError("--rank is of directions that are divided by blocks, and --curvature ggn has none; leave --rank out")
+        if self.prompt and not self.completion:
+            raise ValueError("--prompt TEXT is what --completion TEXT follows, and queries of a file bring their own; give --completion")
+        return self
 
 
 class SelfParams(_Scoring):

@@ -18,17 +18,19 @@ The resident model is never written to: forward passes are given other tensors i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from modelscope_app.api import Model
 from modelscope_influence.contractions import Basis
 from modelscope_influence.ekfac import Curvature
 from modelscope_influence.objectives import Measure, Scored, Task, measured
+from modelscope_influence.validate_estimate import MOST_DOUBLE
 from modelscope_influence.weights import Weight
 
 Matrices = dict[str, torch.Tensor]
@@ -48,12 +50,21 @@ _ROUNDING = 1e-14
 """A gradient this short is rounding, in float64: there is nothing to solve for."""
 
 
+def solving_dtype(model: Model) -> torch.dtype:
+    """Float64 where the model is small enough to be held in it once more and its device has it."""
+    parameters = list(model.module.parameters())
+    if parameters[0].dtype == torch.float64:
+        return torch.float64
+    is_small = sum(parameter.numel() for parameter in parameters) <= MOST_DOUBLE
+    return torch.float64 if is_small and parameters[0].device.type != "mps" else torch.float32
+
+
 class Replaced:
     """The model with other tensors in the place of some of its parameters, for the length of a call."""
 
     def __init__(self, model: Model, weights: Sequence[Weight], dtype: torch.dtype) -> None:
         """The weights may change; all other parameters stay as they are, in `dtype` too."""
-        self._caller = _Caller(model.module)
+        self._caller, self._is_double = _Caller(model.module), dtype == torch.float64
         names = {id(parameter): f"inner.{name}" for name, parameter in model.module.named_parameters()}
         self._places = {weight.name: _place(weight, names) for weight in weights}
         own = {name for place in self._places.values() for name in (place.weight, place.bias)}
@@ -74,7 +85,7 @@ class Replaced:
             if place.bias:
                 tensors[place.bias], matrix = matrix[:, -1], matrix[:, :-1]
             tensors[place.weight] = matrix.T if place.is_transposed else matrix
-        with _KeepsDouble():
+        with _KeepsDouble() if self._is_double else nullcontext():
             found: Result = functional_call(self._caller, tensors, (function,))
         return found
 
@@ -138,7 +149,7 @@ def _matrix(place: _Place, parameters: Mapping[str, torch.Tensor], dtype: torch.
 
 
 class Coordinates:
-    """x of theta - theta_s = H^-1/2 x, all weights in one vector."""
+    """x of theta - theta_s = H^-1/2 x, all weights in one vector, or in several that are stacked."""
 
     def __init__(self, curvatures: Mapping[str, Curvature], fraction: float, like: Matrices) -> None:
         """H is each weight's curvature, damped by a fraction of its mean eigenvalue."""
@@ -151,22 +162,27 @@ class Coordinates:
             self._bases[name] = None if basis is None else Basis(basis.inputs.to(start), basis.outputs.to(start))
 
     def change(self, x: torch.Tensor) -> Matrices:
-        """H^-1/2 x by weight."""
+        """H^-1/2 x of (..., parameter) by weight, (..., out, in)."""
         found, begin = {}, 0
         for name, root in self._roots.items():
-            part = x[begin : begin + root.numel()].to(root).view_as(root) * root
+            part = x[..., begin : begin + root.numel()].to(root).reshape(*x.shape[:-1], *root.shape) * root
             basis = self._bases[name]
             found[name] = part if basis is None else basis.rotate_back(part)
             begin += root.numel()
         return found
 
     def gradient(self, by_weight: Matrices) -> torch.Tensor:
-        """The gradient with respect to x of what has this gradient with respect to the weights."""
+        """(..., parameter): the gradient with respect to x of what has this gradient (..., out, in) with respect to the weights."""
         parts = []
         for name, root in self._roots.items():
             basis = self._bases[name]
-            parts.append(((by_weight[name] if basis is None else basis.rotate(by_weight[name])) * root).flatten())
-        return torch.cat(parts)
+            parts.append(((by_weight[name] if basis is None else basis.rotate(by_weight[name])) * root).flatten(-2))
+        return torch.cat(parts, dim=-1)
+
+
+def damping_by_weight(curvatures: Mapping[str, Curvature], fraction: float) -> dict[str, float]:
+    """What is added to each weight's block: a fraction of its mean eigenvalue."""
+    return {name: fraction * curvature.mean_eigenvalue for name, curvature in curvatures.items()}
 
 
 class Rows:
@@ -198,24 +214,17 @@ class Rows:
                 gradients[name] += gradient
         return value, gradients
 
-    def gauss_newton(self, direction: Matrices) -> Matrices:
-        """G times a direction, at the checkpoint, G the mean over rows of J^T (diag(p) - p p^T) J of their logits."""
-        total = self._replaced.unmoved()
+    def logits(self) -> Iterator[tuple[Callable[[Matrices], torch.Tensor], int]]:
+        """Batch by batch, what gives the logits (scored position, class) of weights, and how many real positions the batch has."""
         for batch in self._source.plan:
             self._check_cancelled()
             loaded = self._source.load(batch)
 
-            def logits(matrices: Matrices, loaded: Any = loaded) -> torch.Tensor:
+            def of(matrices: Matrices, loaded: Any = loaded) -> torch.Tensor:
                 scored = self._replaced.call(matrices, lambda: self.task.forward(loaded))
                 return self._without_aside(scored)[0].logits
 
-            before, along = jvp(logits, (self._replaced.start,), (direction,))[:2]
-            probabilities = before.softmax(-1)
-            weighted = probabilities * along
-            (part,) = vjp(logits, self._replaced.start)[1](weighted - probabilities * weighted.sum(-1, keepdim=True))
-            for name in total:
-                total[name] += part[name] / self.count
-        return total
+            yield of, sum(map(self.task.positions, batch))
 
     def _batches(self, matrices: Matrices) -> Iterator[tuple[Scored, torch.Tensor, torch.Tensor]]:
         for at, batch in enumerate(self._source.plan):
@@ -366,45 +375,6 @@ def minimised(objective: ValueAndGradient, coordinates: Coordinates, unmoved: Ma
 
 class _Ended(Exception):
     """Raised in the middle of a line search: this point will do, or the search has left the neighbourhood of the checkpoint."""
-
-
-class Solved(NamedTuple):
-    """A system of equations, solved."""
-
-    x: torch.Tensor
-    steps: int
-    residual: float
-    """Its length, as a share of the right side's."""
-
-
-def conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, most_steps: int, tolerance: float) -> Solved:
-    """x with product(x) = right, for a symmetric positive definite product (Hestenes and Stiefel 1952)."""
-    x, residual = torch.zeros_like(right), right.clone()
-    direction, squared = residual.clone(), float(residual.square().sum())
-    length, steps = squared**0.5, 0
-    while steps < most_steps and squared**0.5 > tolerance * length:
-        along = product(direction)
-        step = squared / float(direction @ along)
-        x += step * direction
-        residual -= step * along
-        before, squared = squared, float(residual.square().sum())
-        direction = residual + squared / before * direction
-        steps += 1
-    return Solved(x, steps, squared**0.5 / length if length else 0.0)
-
-
-def exact_preconditioned(
-    rows: Rows, coordinates: Coordinates, dampings: Mapping[str, float], gradient: Matrices, most_steps: int, tolerance: float
-) -> tuple[Matrices, Solved]:
-    """(G + damping)^-1 gradient, G the whole Gauss-Newton matrix with its products between weights."""
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        change = coordinates.change(x)
-        curved = rows.gauss_newton(change)
-        return coordinates.gradient({name: curved[name] + damping * change[name] for name, damping in dampings.items()})
-
-    solved = conjugate_gradients(product, coordinates.gradient(gradient), most_steps, tolerance)
-    return coordinates.change(solved.x), solved
 
 
 def measures(replaced: Replaced, queries: Task, measure: Measure, change: Matrices) -> torch.Tensor:

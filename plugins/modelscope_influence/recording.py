@@ -43,6 +43,7 @@ class Tape:
     def __init__(self, consume: Consume, keeps: bool) -> None:
         self.mask: torch.Tensor | None = None
         """(batch, position) bool; None where every position is real."""
+        self._unreal: torch.Tensor | None = None
         self._consume = consume
         self._keeps = keeps
         self._weights: dict[str, Weight] = {}
@@ -52,6 +53,7 @@ class Tape:
     def backward(self, objective: torch.Tensor) -> None:
         """Gradients of the objective (a number) for every use; may be called again where the recording keeps its inputs."""
         self._found = {}
+        self._unreal = None if self.mask is None or bool(self.mask.all()) else ~self.mask[..., None]
         if objective.requires_grad:
             objective.backward(retain_graph=self._keeps)  # type: ignore[no-untyped-call]
         for name, found in self._found.items():  # of these some uses do not reach the objective
@@ -83,10 +85,10 @@ class Tape:
     def _use(self, weight: Weight, use: Use, given: torch.Tensor, gradient: torch.Tensor) -> UseOfWeight:
         if isinstance(use.module, nn.Embedding):
             given = _one_hot(use.module, given).to(gradient.dtype)
-        inputs, gradients = _in_float32(self._by_row(weight, given)), _in_float32(self._by_row(weight, gradient))
-        if self.mask is not None:
-            unreal = ~self.mask[..., None]
-            inputs, gradients = inputs.masked_fill(unreal, 0), gradients.masked_fill(unreal, 0)
+        dtype = weight.contracted_in or _at_least_float32(gradient.dtype)
+        inputs, gradients = self._by_row(weight, given).to(dtype), self._by_row(weight, gradient).to(dtype)
+        if self._unreal is not None:
+            inputs, gradients = inputs.masked_fill(self._unreal, 0), gradients.masked_fill(self._unreal, 0)
         if use.kind == "embedding-transposed":
             return UseOfWeight(gradients, inputs, is_turned=True)
         if weight.has_bias:
@@ -107,9 +109,9 @@ class Tape:
         return values.reshape(rows, positions, values.shape[-1])
 
 
-def _in_float32(values: torch.Tensor) -> torch.Tensor:
-    """At least: sums over positions are beyond half precision."""
-    return values if values.dtype == torch.float64 else values.float()
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Sums over positions are beyond half precision."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _one_hot(table: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from modelscope_app.api import BadInput, Model
 from modelscope_influence.contractions import Basis, RowGradients, position_products
 from modelscope_influence.ekfac import Curvature
 from modelscope_influence.factor_passes import finite_rows, overflowing_rows, real_positions
+from modelscope_influence.low_rank import Directions, compressed, concatenated, multiplied_out, products, squared_norms, taken
 from modelscope_influence.objectives import Measure, Task, measured
 from modelscope_influence.recording import UseOfWeight, recorded
 from modelscope_influence.weights import Weight
@@ -27,12 +28,12 @@ class Block(NamedTuple):
 
 
 def blocks(curvatures: Mapping[str, Curvature], damping: float, model: Model) -> dict[str, Block]:
-    """Inverse curvature by weight, on the model's device, in the dtype its gradients are recorded in."""
-    parameter = next(model.module.parameters())
-    like = torch.empty(0, dtype=torch.float64 if parameter.dtype == torch.float64 else torch.float32, device=parameter.device)
+    """Inverse curvature by weight, on the model's device, in the dtype the curvature is in, in which gradients are contracted."""
+    device = next(model.module.parameters()).device
     found = {}
     for name, curvature in curvatures.items():
         inverse, basis = curvature.inverse(damping), curvature.basis
+        like = torch.empty(0, dtype=torch.float32 if curvature.eigenvalues is None else curvature.eigenvalues.dtype, device=device)
         moved = None if basis is None else Basis(basis.inputs.to(like), basis.outputs.to(like))
         found[name] = Block(None if inverse is None else inverse.to(like), moved)
     return found
@@ -43,13 +44,15 @@ class Queries(NamedTuple):
 
     ids: list[int]
     plain: dict[str, list[RowGradients]]
-    """As they are, by batch."""
-    ready: dict[str, torch.Tensor]
+    """As they are, by batch; none where they are not kept."""
+    ready: dict[str, Directions]
     """(query, out, in): divided by curvature, which makes inner products with rows' gradients scores."""
     values: torch.Tensor
     """(query,) float64: the measure itself."""
     order: torch.Tensor
     """(query,) int64: where each query stands among the batches' rows, one batch after the other."""
+    kept: torch.Tensor
+    """(query,) float64: share of the squared norm of `ready` that its rank leaves, 1 where it is whole."""
 
     def products(self, weight: str, rows: RowGradients) -> torch.Tensor:
         """(query, row): inner products of the plain gradients with those of rows."""
@@ -63,17 +66,42 @@ class Queries(NamedTuple):
 
 
 def query_gradients(
-    task: Task, weights: Sequence[Weight], measure: Measure, ids: Sequence[int], divided_by: Mapping[str, Block]
+    task: Task,
+    weights: Sequence[Weight],
+    measure: Measure,
+    ids: Sequence[int],
+    divided_by: Mapping[str, Block],
+    rank: int | None = None,
+    keeps_plain: bool = True,
 ) -> Queries:
-    """The gradient of each query's measure, plain and divided by curvature. Raises BadInput for a measure that is not finite."""
+    """The gradient of each query's measure, plain and divided by curvature. Raises BadInput for a measure that is not finite.
+
+    With a `rank`, divided ones are brought to it batch by batch, so that one batch's are held as they are.
+    """
     plain: dict[str, list[RowGradients]] = {weight.name: [] for weight in weights}
+    ready: dict[str, list[Directions]] = {weight.name: [] for weight in weights}
     found: list[int] = []
     values: list[torch.Tensor] = []
+    whole = left = torch.zeros(0)
     source = task.source(ids)
 
     def consume(weight: Weight, uses: Sequence[UseOfWeight]) -> None:
-        plain[weight.name].append(RowGradients(uses, divided_by[weight.name].basis))
+        nonlocal whole, left
+        rows = RowGradients(uses, divided_by[weight.name].basis)
+        inverse = divided_by[weight.name].inverse
+        if keeps_plain and rows.one_position is None:
+            plain[weight.name].append(rows)  # its dense gradient is kept, too
+        dense = rows.dense if inverse is None else rows.dense * inverse
+        divided: Directions = dense
+        if keeps_plain and rows.one_position is not None:
+            plain[weight.name].append(RowGradients(uses, divided_by[weight.name].basis))
+        if rank is not None:
+            whole = whole + squared_norms(dense)
+            divided = compressed(dense, rank)
+            left = left + squared_norms(divided)
+        ready[weight.name].append(divided)
 
+    shares = []
     for batch in source.plan:
         with recorded(weights, consume) as tape:
             scored = task.forward(source.load(batch))
@@ -82,22 +110,24 @@ def query_gradients(
             bad = (~value.detach().isfinite()).nonzero()[:, 0].tolist()
             if bad:
                 raise BadInput(f"query {scored.ids[bad[0]]}: its {measure} is not finite; leave it out")
+            whole = left = torch.zeros(len(scored.ids), dtype=torch.float64, device=scored.logits.device)
             tape.backward(value.sum())
         found += scored.ids
         values.append(value.detach().double().cpu())
+        shares.append(torch.where(whole > 0, left / whole, 1.0).clamp(max=1.0).cpu())
     order = torch.argsort(torch.tensor(found))
-    ready = {}
-    for weight in weights:
-        dense = torch.cat([batch.dense for batch in plain[weight.name]])[order.to(plain[weight.name][0].dense.device)]
-        inverse = divided_by[weight.name].inverse
-        ready[weight.name] = dense if inverse is None else dense.mul_(inverse)
-        for rows in plain[weight.name]:
-            if rows.one_position is not None:
-                del rows.dense  # made again where it is asked for, which it is not
-    return Queries([found[at] for at in order.tolist()], plain, ready, torch.cat(values)[order], order)
+    sorted_ready = {name: taken(concatenated(parts), order) for name, parts in ready.items()}
+    return Queries(
+        [found[at] for at in order.tolist()],
+        plain if keeps_plain else {},
+        sorted_ready,
+        torch.cat(values)[order],
+        order,
+        torch.cat(shares)[order],
+    )
 
 
-class _OverRows:
+class OverRows:
     """What the passes share: rows forward, their summed loss backward, rows without a finite loss set aside."""
 
     def __init__(self, task: Task, weights: Sequence[Weight], ids: Sequence[int] | None = None) -> None:
@@ -151,19 +181,26 @@ class _OverRows:
                 values[..., rows[~good]] = torch.nan
 
 
-class ScorePass(_OverRows):
+class ScorePass(OverRows):
     """Scores (query, row), or by weight (weight, query, row), and the self-influence of each row beside them."""
 
     def __init__(
-        self, task: Task, weights: Sequence[Weight], queries: Queries, divided_by: Mapping[str, Block], by_weight: bool, cosines: bool
+        self,
+        task: Task,
+        weights: Sequence[Weight],
+        queries: Queries,
+        divided_by: Mapping[str, Block],
+        by_weight: bool,
+        cosines: bool,
+        ids: Sequence[int] | None = None,
     ) -> None:
-        """`cosines` of the plain gradients are computed beside the scores where they are asked for."""
-        super().__init__(task, weights)
+        """Of the rows `ids`, in that order, or of all; `cosines` of the plain gradients beside the scores where they are asked for."""
+        super().__init__(task, weights, ids)
         self._queries, self._divided_by, self._by_weight, self._cosines = queries, divided_by, by_weight, cosines
         self._place = {weight.name: at for at, weight in enumerate(weights)}
 
     def start(self) -> State:
-        rows = len(self._task.ids)
+        rows = len(self._ids)
         shape = (len(self._queries.ids), rows)
         state = {
             **super().start(),
@@ -186,14 +223,14 @@ class ScorePass(_OverRows):
         inverse, basis = self._divided_by[weight.name]
         gradients = RowGradients(uses, basis)
         into = state["scores"][self._place[weight.name]] if self._by_weight else state["scores"]
-        into[:, rows] += gradients.products(self._queries.ready[weight.name]).double().cpu()
+        into[:, rows] += products(gradients, self._queries.ready[weight.name]).double().cpu()
         state["self"][rows] += gradients.weighted_squares(inverse).double().cpu()
         if self._cosines:
             state["cosines"][:, rows] += self._queries.products(weight.name, gradients).double().cpu()
             state["squared_norm"][rows] += gradients.weighted_squares(None).double().cpu()
 
 
-class SelfPass(_OverRows):
+class SelfPass(OverRows):
     """Self-influence and gradient norm of each row."""
 
     def __init__(self, task: Task, weights: Sequence[Weight], divided_by: Mapping[str, Block]) -> None:
@@ -215,7 +252,7 @@ class SelfPass(_OverRows):
         state["squared_norm"][rows] += gradients.weighted_squares(None).double().cpu()
 
 
-class PositionPass(_OverRows):
+class PositionPass(OverRows):
     """Scores of single positions (query, row, position) for a few rows, summed over weights."""
 
     def __init__(
@@ -231,7 +268,7 @@ class PositionPass(_OverRows):
 
     def _add(self, state: State, rows: torch.Tensor, weight: Weight, uses: Sequence[UseOfWeight]) -> None:
         found = (
-            position_products(uses, self._queries.ready[weight.name], self._divided_by[weight.name].basis).float().cpu()
+            position_products(uses, multiplied_out(self._queries.ready[weight.name]), self._divided_by[weight.name].basis).float().cpu()
         )  # (query, batch, position)
         state["positions"][:, : found.shape[2], rows] += found.transpose(1, 2)
 

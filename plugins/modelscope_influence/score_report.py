@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 import torch
 
 from modelscope_app.api import Example, FactsView, HeatMapView, JobContext, TableView, Tokenizer, TokenStripView, neutralised
+from modelscope_influence.baselines import Words
 from modelscope_influence.objectives import MEANING
 from modelscope_influence.params import ScoresParams
+from modelscope_influence.prefilter import Chosen, Recall
 from modelscope_influence.rankings import auc, precision_at
+from modelscope_influence.scanning import Scanned
 
 _SHOWN, _SHOWN_PAIRS, _LONGEST_TEXT = 20, 10, 400
 
 
 class Found(NamedTuple):
-    """What the passes found."""
+    """What there is to report."""
 
-    scores: torch.Tensor
-    """(query, example) float64; NaN for rows that were set aside."""
-    by_module: torch.Tensor | None
-    """(module, query, example)."""
-    self_influence: torch.Tensor
-    """(example,)."""
-    loss: torch.Tensor
-    """(example,)."""
-    cosine: torch.Tensor | None
-    """(query, example) of the plain gradients."""
+    scanned: Scanned
+    chosen: Chosen
     bm25: torch.Tensor | None
-    """(query, example)."""
-    measures: torch.Tensor
-    """(query,)."""
+    """(pair,)."""
+    flags: torch.Tensor | None
+    """(row,) bool of all training rows."""
+    quality: Mapping[str, float | None]
+    """How well rankings find flagged rows."""
+    recalls: Mapping[str, Recall | None]
+    """What a filter left of the highest scores, and of the lowest; empty without one."""
+    groups: Mapping[int, int] | None
+    """The first of the rows that are nearly the same, by row."""
+
+    @property
+    def example(self) -> torch.Tensor:
+        """(pair,) rows of the file."""
+        return torch.tensor(self.chosen.rows)[self.scanned.pairs.place]
 
     @property
     def relatif(self) -> torch.Tensor:
-        """(query, example): score over the root of the example's self-influence (Barshan et al. 2020)."""
-        root = self.self_influence.clamp(min=0).sqrt()
-        return self.scores / torch.where(root > 0, root, torch.nan)
+        """(pair,): score over the root of the example's self-influence (Barshan et al. 2020)."""
+        return self.scanned.pairs.score / root(self.scanned.self_influence)[self.scanned.pairs.place]
+
+    @property
+    def kept(self) -> list[list[int]]:
+        """By query, the rows of the file whose scores are written."""
+        return [self.example[self.scanned.pairs.query == at].tolist() for at in range(len(self.scanned.measures))]
 
 
 class Texts(NamedTuple):
@@ -49,79 +59,85 @@ class Texts(NamedTuple):
     queries: Sequence[Example]
 
 
-def kept_pairs(scores: torch.Tensor, top_k: int | None) -> list[list[int]]:
-    """By query, the examples whose rows are written: all, or those of the `top_k` highest and lowest scores; highest first."""
-    kept = []
-    for row in scores:
-        order = torch.argsort(torch.where(row.isfinite(), row, -torch.inf), descending=True, stable=True)
-        known = order[: int(row.isfinite().sum())].tolist()
-        if top_k is None:
-            kept.append(known + order[len(known) :].tolist())
-        else:
-            kept.append(known[:top_k] + known[max(top_k, len(known) - top_k) :])
-    return kept
+def root(self_influence: torch.Tensor) -> torch.Tensor:
+    """(row,): NaN where it is zero."""
+    found = self_influence.clamp(min=0).sqrt()
+    return torch.where(found > 0, found, torch.nan)
 
 
 def leave_behind(
     context: JobContext,
     params: ScoresParams,
     found: Found,
-    kept: Sequence[Sequence[int]],
     tokens: Sequence[tuple[int, int, list[float]]] | None,
-    flags: torch.Tensor | None,
     texts: Texts | None,
     modules: Sequence[str],
 ) -> None:
     """Write tables, facts and views."""
-    pairwise = pairwise_table(found, kept, params, flags)
+    pairwise = pairwise_table(found, params)
     context.table("pairwise", pairwise)
-    if found.by_module is not None:
-        context.table("modules", module_table(found.by_module, kept, modules))
+    context.table("queries", query_table(found, params, texts))
+    by_module = None if found.scanned.pairs.by_module is None else module_table(pairwise, found.scanned.pairs.by_module, modules)
+    if by_module is not None:
+        context.table("modules", by_module)
     if tokens is not None:
         context.table("tokens", token_table(tokens, texts))
         context.table("spans", span_table(tokens, texts))
     context.table("shown", shown_table(pairwise, texts))
-    context.facts(facts(params, found, flags))
+    context.facts(facts(params, found))
     positive, negative = MEANING[params.measure]
     meaning = f"Positive: {positive}. Negative: {negative}. delta_measure predicts the change of the query's {params.measure}."
     context.view(FactsView(name="card", title="Influence"))
     context.view(TableView(name="shown", title="Most influential", table="shown", caption=meaning))
     context.view(TableView(name="pairwise", title="All scores", table="pairwise", caption=meaning))
-    if found.by_module is not None:
-        context.table("shown_modules", _first(module_table(found.by_module, [pairs[:_SHOWN_PAIRS] for pairs in kept], modules)))
+    best = pairwise.filter(pl.col("query") == 0)["example"].head(_SHOWN_PAIRS).to_list()
+    if by_module is not None:
+        context.table("shown_modules", by_module.filter((pl.col("query") == 0) & pl.col("example").is_in(best)))
         context.view(
             HeatMapView(name="modules", title="By module", table="shown_modules", row="module", column="example", value="score", center=0.0,
                 caption="Of the first query's highest scores, what each module contributes.")
         )  # fmt: skip
     if tokens:
-        context.table("shown_tokens", _first(token_table(tokens, texts)).filter(pl.col("example").is_in(list(kept[0][:_SHOWN_PAIRS]))))
+        context.table("shown_tokens", token_table(tokens, texts).filter((pl.col("query") == 0) & pl.col("example").is_in(best)))
         context.view(
             TokenStripView(name="tokens", title="By token", table="shown_tokens", token="token", scores=("score",), text="example",
                 caption="What the weights' use at each token contributes; it reaches the loss of later tokens too.")
         )  # fmt: skip
 
 
-def pairwise_table(found: Found, kept: Sequence[Sequence[int]], params: ScoresParams, flags: torch.Tensor | None) -> pl.DataFrame:
+def pairwise_table(found: Found, params: ScoresParams) -> pl.DataFrame:
     """One row per query and example, by query and falling score."""
-    query = torch.tensor([at for at, examples in enumerate(kept) for _ in examples])
-    example = torch.tensor([at for examples in kept for at in examples])
-    score = found.scores[query, example]
+    pairs, example = found.scanned.pairs, found.example
     columns: dict[str, Any] = {
-        "query": query.numpy(),
+        "query": pairs.query.numpy(),
         "example": example.numpy(),
-        "score": known(score),
-        "delta_measure": known(score / found.scores.shape[1]),
-        "relatif": known(found.relatif[query, example]),
+        "score": known(pairs.score),
+        "delta_measure": known(pairs.score / found.chosen.total),
+        "relatif": known(found.relatif),
     }
-    if found.cosine is not None:
-        columns["gradient_cosine"] = known(found.cosine[query, example])
+    if pairs.cosine is not None:
+        columns["gradient_cosine"] = known(pairs.cosine)
     if found.bm25 is not None:
-        columns["bm25"] = known(found.bm25[query, example])
-    columns["loss"] = known(found.loss[example])
-    columns["effect"] = effects(score, params)
-    if flags is not None:
-        columns["flagged"] = flags[example].numpy()
+        columns["bm25"] = known(found.bm25)
+    columns["loss"] = known(found.scanned.loss[pairs.place])
+    columns["effect"] = effects(pairs.score, params)
+    if found.scanned.rank is not None:
+        columns["is_exact"] = pairs.is_exact.numpy()
+    if found.groups is not None:
+        columns["group"] = pl.Series([found.groups[id] for id in example.tolist()], dtype=pl.Int64)
+    if found.flags is not None:
+        columns["flagged"] = found.flags[example].numpy()
     return pl.DataFrame(columns)
+
+
+def query_table(found: Found, params: ScoresParams, texts: Texts | None) -> pl.DataFrame:
+    """One row per query."""
+    table = pl.DataFrame(
+        {"query": pl.Series(range(len(found.scanned.measures)), dtype=pl.Int64), params.measure: known(found.scanned.measures)}
+    )
+    if texts is None:
+        return table
+    return table.with_columns(pl.Series("text", [_text(texts.tokenizer, query) for query in texts.queries], dtype=pl.String))
 
 
 def effects(score: torch.Tensor, params: ScoresParams) -> pl.Series:
@@ -131,17 +147,14 @@ def effects(score: torch.Tensor, params: ScoresParams) -> pl.Series:
     return pl.Series(words, dtype=pl.String)
 
 
-def module_table(by_module: torch.Tensor, kept: Sequence[Sequence[int]], modules: Sequence[str]) -> pl.DataFrame:
-    """One row per query, example and module."""
-    query = torch.tensor([at for at, examples in enumerate(kept) for _ in examples], dtype=torch.int64)
-    example = torch.tensor([at for examples in kept for at in examples], dtype=torch.int64)
-    values = by_module[:, query, example].T.flatten()  # pairs, then modules
+def module_table(pairwise: pl.DataFrame, by_module: torch.Tensor, modules: Sequence[str]) -> pl.DataFrame:
+    """One row per query, example and module, from (module, pair)."""
     return pl.DataFrame(
         {
-            "query": query.repeat_interleave(len(modules)).numpy(),
-            "example": example.repeat_interleave(len(modules)).numpy(),
-            "module": list(modules) * len(query),
-            "score": known(values),
+            "query": pairwise["query"].to_torch().repeat_interleave(len(modules)).numpy(),
+            "example": pairwise["example"].to_torch().repeat_interleave(len(modules)).numpy(),
+            "module": list(modules) * pairwise.height,
+            "score": known(by_module.T.flatten()),
         }
     )
 
@@ -183,40 +196,78 @@ def largest_span(scores: Sequence[float]) -> tuple[int, int, float]:
 
 
 def shown_table(pairwise: pl.DataFrame, texts: Texts | None) -> pl.DataFrame:
-    """The highest and the lowest of each query, with their text."""
+    """The highest and the lowest of each query with their text, rows that are nearly the same once."""
     parts = []
     for _, rows in pairwise.filter(pl.col("score").is_not_null()).group_by("query", maintain_order=True):
+        if "group" in rows.columns:
+            positive, others = rows.filter(pl.col("score") > 0), rows.filter(pl.col("score") <= 0)
+            rows = pl.concat([_once(positive, "first"), _once(others, "last")])
         parts.append(rows if rows.height <= 2 * _SHOWN else pl.concat([rows.head(_SHOWN), rows.tail(_SHOWN)]))
     shown = pl.concat(parts) if parts else pairwise.head(0)
     if texts is None:
         return shown
-    return shown.with_columns(pl.Series("text", [_text(texts, example) for example in shown["example"].to_list()], dtype=pl.String))
+    return shown.with_columns(
+        pl.Series("text", [_text(texts.tokenizer, texts.train[example]) for example in shown["example"].to_list()], dtype=pl.String)
+    )
 
 
-def facts(params: ScoresParams, found: Found, flags: torch.Tensor | None) -> Mapping[str, Any]:
+def _once(rows: pl.DataFrame, keep: Literal["first", "last"]) -> pl.DataFrame:
+    """The first or last row of each group, with how many others there are."""
+    counted = rows.with_columns((pl.len().over("group") - 1).cast(pl.Int64).alias("duplicates"))
+    return counted.unique("group", keep=keep, maintain_order=True)
+
+
+def facts(params: ScoresParams, found: Found) -> Mapping[str, Any]:
     """Headline facts."""
-    queries, rows = found.scores.shape
+    scanned, chosen = found.scanned, found.chosen
     said: dict[str, Any] = {
-        "queries": queries,
-        "rows": rows,
-        "rows_set_aside": int((~found.self_influence.isfinite()).sum()),
+        "queries": len(scanned.measures),
+        "rows": chosen.total,
+        "rows_set_aside": int((~scanned.self_influence.isfinite()).sum()),
         "measure": params.measure,
         "positive_score": MEANING[params.measure][0],
         "curvature": params.curvature,
         "fisher": params.fisher,
     }
-    if flags is None:
-        return said
+    if params.prefilter is not None:
+        said |= {"rows_scored": len(chosen.rows), "rows_filtered_out": chosen.total - len(chosen.rows), "rows_sampled": len(chosen.sample)}
+        for name, recall in found.recalls.items():
+            said[name] = None if recall is None else {"value": recall.value, "ci_low": recall.low, "ci_high": recall.high}
+    if scanned.rank is not None:
+        said |= {
+            "rank": scanned.rank,
+            "rank_kept": scanned.rank_kept,
+            "rank_correlation": scanned.rank_correlation,
+            "rank_candidates": scanned.candidates,
+        }
+        said |= {} if scanned.deepest is None else {"rank_deepest": scanned.deepest}
+    if found.flags is not None:
+        said |= {**found.quality, "flagged": int(found.flags.sum())}
+    return said
+
+
+def quality(params: ScoresParams, scanned: Scanned, chosen: Chosen, flags: torch.Tensor, words: Words | None) -> Mapping[str, float | None]:
+    """How well each ranking finds flagged rows, mean over queries; the area under the curve only of rankings of all rows."""
     sign = 1 if params.measure == "loss" else -1
-    rankings = {"": sign * found.scores, "_relatif": sign * found.relatif}
-    if found.cosine is not None:
-        rankings["_gradient_cosine"] = sign * found.cosine
-    if found.bm25 is not None:
-        rankings["_bm25"] = found.bm25
+    rows = torch.tensor(chosen.rows)
+    rankings: dict[str, Sequence[torch.Tensor]] = {}
+    if scanned.scores is not None:
+        rankings = {"": list(sign * scanned.scores), "_relatif": list(sign * scanned.scores / root(scanned.self_influence))}
+        if scanned.cosines is not None:
+            rankings["_gradient_cosine"] = list(sign * scanned.cosines)
+    said: dict[str, float | None] = {}
     for name, values in rankings.items():
-        said[f"precision_at_20{name}"] = _mean([precision_at(row, flags, 20) for row in values])
-        said[f"auc{name}"] = _mean([auc(row, flags) for row in values])
-    said["flagged"] = int(flags.sum())
+        said[f"precision_at_20{name}"] = _mean([precision_at(row, flags[rows], 20) for row in values])
+        if chosen.is_all:
+            said[f"auc{name}"] = _mean([auc(row, flags[rows]) for row in values])
+    if not rankings:
+        pairs = scanned.pairs
+        each = [pairs.query == at for at in range(len(scanned.measures))]
+        said["precision_at_20"] = _mean([precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each])
+    if words is not None:
+        found = [words.scores(query) for query in range(len(scanned.measures))]
+        said["precision_at_20_bm25"] = _mean([precision_at(row, flags, 20) for row in found])
+        said["auc_bm25"] = _mean([auc(row, flags) for row in found])
     return said
 
 
@@ -231,15 +282,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def _first(table: pl.DataFrame) -> pl.DataFrame:
-    return table.filter(pl.col("query") == 0)
-
-
 def _tokens(texts: Texts | None, example: int, count: int) -> list[str]:
     if texts is None:
         return [""] * count
     return [neutralised(texts.tokenizer.token(id), 60) for id in texts.train[example].input_ids]
 
 
-def _text(texts: Texts, example: int) -> str:
-    return neutralised(texts.tokenizer.decode(texts.train[example].input_ids), _LONGEST_TEXT)
+def _text(tokenizer: Tokenizer, example: Example) -> str:
+    return neutralised(tokenizer.decode(example.input_ids), _LONGEST_TEXT)

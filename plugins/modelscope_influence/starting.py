@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 
 from modelscope_app.api import BadInput, JobContext
+from modelscope_influence.ekfac import Method
 from modelscope_influence.fitting import Fitted, Settings, fit, kept_in
 from modelscope_influence.objectives import ClassifierTask, LanguageTask, Task
 from modelscope_influence.params import _Fitting
+from modelscope_influence.precision import contracted_in
 from modelscope_influence.weights import Weight, chosen_weights, total_size
 
 
@@ -26,9 +28,10 @@ class Started(NamedTuple):
 def started(context: JobContext, params: _Fitting) -> Started:
     """Read the training rows and find the weights. Raises BadInput."""
     task = task_of(context, params.train, params.batch_size)
-    weights = chosen_weights(context.model(), params.modules)
+    weights = contracted_in(chosen_weights(context.model(), params.modules), params.precision)
     context.log(f"{len(weights)} weights, {total_size(weights):,} parameters, {len(task.ids):,} training rows")
-    return Started(task, weights, Settings(params.curvature, params.fisher, params.label_draws if params.fisher == "true" else 1))
+    method: Method = "ekfac" if str(params.curvature) == "ggn" else params.curvature  # which preconditions the other
+    return Started(task, weights, Settings(method, params.fisher, params.label_draws if params.fisher == "true" else 1))
 
 
 def task_of(context: JobContext, path: str, batch_size: int | None) -> Task:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from modelscope_app.api import BadInput, Model
@@ -48,6 +49,8 @@ class Weight(NamedTuple):
     """Width of the input, with the column of ones where there is a bias."""
     outputs: int
     has_bias: bool
+    contracted_in: torch.dtype | None = None
+    """In which its inputs and gradients are summed and multiplied; None for the model's own, and float32 at least."""
 
     @property
     def size(self) -> int:

@@ -60,6 +60,6 @@ def _maker(reference: str, title: str, run: RunFolder) -> Callable[[], Any]:
         from modelscope_app.tui.run.panel_frame import PanelFrame
 
         panel = load_function(reference)(run)
-        return PanelFrame(title, panel) if isinstance(panel, Widget) else panel
+        return PanelFrame(title, panel, str(run.folder), run.checkpoints) if isinstance(panel, Widget) else panel
 
     return make

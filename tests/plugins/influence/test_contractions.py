@@ -25,11 +25,11 @@ each_case = pytest.mark.parametrize("name", USES)
 with_and_without_basis = pytest.mark.parametrize("is_rotated", [False, True], ids=["parameters", "basis"])
 
 
-@pytest.fixture(params=["rotate first", "rotate last", "the cheaper"])
-def either_branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever way costs less, both give the same."""
-    if request.param != "the cheaper":
-        monkeypatch.setattr(contractions, "_rotating_first_is_cheaper", lambda uses: request.param == "rotate first")
+@pytest.fixture(params=[(True, True), (True, False), (False, True), (False, False), None], ids=["both", "inputs", "outputs", "none", "cheaper"])
+def rotated_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is rotated before it is multiplied, all give the same."""
+    if request.param is not None:
+        monkeypatch.setattr(contractions, "_sides_rotated_first", lambda uses: request.param)
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @each_case
 @with_and_without_basis
-@pytest.mark.usefixtures("either_branch")
+@pytest.mark.usefixtures("rotated_first")
 def test_row_gradients_are_sums_of_outer_products(name: str, is_rotated: bool) -> None:
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
     assert_same(RowGradients(uses, basis).dense, torch.stack([slow_gradient(uses, row, basis) for row in range(BATCH)]))
@@ -76,7 +76,7 @@ def test_row_gradients_are_sums_of_outer_products(name: str, is_rotated: bool) -
 
 @each_case
 @with_and_without_basis
-@pytest.mark.usefixtures("either_branch")
+@pytest.mark.usefixtures("rotated_first")
 def test_summed_squares_are_those_of_the_gradients(name: str, is_rotated: bool) -> None:
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
     assert_same(
@@ -86,7 +86,7 @@ def test_summed_squares_are_those_of_the_gradients(name: str, is_rotated: bool) 
 
 @each_case
 @with_and_without_basis
-@pytest.mark.usefixtures("either_branch")
+@pytest.mark.usefixtures("rotated_first")
 def test_weighted_squares_are_those_of_the_gradients(name: str, is_rotated: bool) -> None:
     basis, uses = a_basis() if is_rotated else None, uses_of(name)
     weights = drawn(OUTPUTS, INPUTS, seed=3).square()
@@ -162,9 +162,9 @@ def test_a_basis_takes_gradients_there_and_back() -> None:
 
 
 @pytest.mark.parametrize("positions", [[1], [4], [2, 2], [5], [3, 3], [50]])
-def test_the_cheaper_order_is_the_one_with_fewer_multiplications(positions: Sequence[int]) -> None:
+def test_each_side_is_rotated_where_that_takes_fewer_multiplications(positions: Sequence[int]) -> None:
     """Beside what both cost (the sum over positions of outer products)."""
     uses = [UseOfWeight(torch.zeros(BATCH, count, INPUTS), torch.zeros(BATCH, count, OUTPUTS)) for count in positions]
-    first = BATCH * sum(count * (INPUTS * INPUTS + OUTPUTS * OUTPUTS) for count in positions)
-    last = BATCH * (OUTPUTS * INPUTS * INPUTS + OUTPUTS * OUTPUTS * INPUTS)
-    assert contractions._rotating_first_is_cheaper(uses) is (first <= last)
+    inputs_first, outputs_first = contractions._sides_rotated_first(uses)
+    assert inputs_first is (sum(positions) * INPUTS**2 <= INPUTS**2 * OUTPUTS)
+    assert outputs_first is (sum(positions) * OUTPUTS**2 <= OUTPUTS**2 * INPUTS)

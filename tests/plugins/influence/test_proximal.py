@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from modelscope_influence.ekfac import Curvature
+from modelscope_influence.gauss_newton import conjugate_gradients, exact_preconditioned, gauss_newton_products
 from modelscope_influence.objectives import Scored
 from modelscope_influence.proximal import (
     Coordinates,
     Matrices,
     Replaced,
     Rows,
-    conjugate_gradients,
     divergence,
-    exact_preconditioned,
     measures,
     minimised,
     proximal_objective,
@@ -154,18 +153,28 @@ def dense_gauss_newton(toy: Toy) -> torch.Tensor:
     return torch.einsum("ncp,ncd,ndq->pq", jacobian, curved, jacobian) / ROWS
 
 
+def stacked(*directions: Matrices) -> Matrices:
+    return {name: torch.stack([direction[name] for direction in directions]) for name in directions[0]}
+
+
+def solved(toy: Toy, right: Matrices, tolerance: float) -> tuple[Matrices, float]:
+    found, told = exact_preconditioned(toy.rows, toy.replaced.start, toy.coordinates, DAMPINGS, stacked(right), 500, tolerance)
+    return {name: matrices[0] for name, matrices in found.items()}, float(told.residual)
+
+
 def test_gauss_newton_products_are_those_of_the_dense_matrix(toy: Toy) -> None:
-    direction = toy.random_change()
-    torch.testing.assert_close(
-        toy.flat(toy.rows.gauss_newton(direction)), dense_gauss_newton(toy) @ toy.flat(direction), rtol=1e-10, atol=1e-13
-    )
+    one, other = toy.random_change(), toy.random_change(seed=4)
+    found = gauss_newton_products(toy.rows, toy.replaced.start, stacked(one, other))
+    for at, direction in enumerate((one, other)):
+        product = toy.flat({name: matrices[at] for name, matrices in found.items()})
+        torch.testing.assert_close(product, dense_gauss_newton(toy) @ toy.flat(direction), rtol=1e-10, atol=1e-13)
 
 
 def test_the_exact_solve_is_that_of_the_dense_matrix(toy: Toy) -> None:
     damped = dense_gauss_newton(toy) + torch.diag(torch.tensor([0.02] * 25 + [0.03] * 18, dtype=DOUBLE))
     right = toy.random_change(seed=5)
-    found, solved = exact_preconditioned(toy.rows, toy.coordinates, DAMPINGS, right, 500, 1e-12)
-    assert solved.residual <= 1e-12
+    found, residual = solved(toy, right, 1e-12)
+    assert residual <= 1e-12
     torch.testing.assert_close(toy.flat(found), torch.linalg.solve(damped, toy.flat(right)), rtol=1e-8, atol=1e-10)
 
 
@@ -180,8 +189,8 @@ def test_for_little_weight_the_exact_solve_predicts_the_response(toy: Toy) -> No
         assert response.has_converged
         found.append(measures(toy.replaced, toy.queries, "loss", response.change) - before)
         _, gradient = toy.rows.value_and_gradient(toy.replaced.unmoved(), lambda s, b, ids, m=removed: s.losses()[ids == m].sum())
-        solved, _ = exact_preconditioned(toy.rows, toy.coordinates, DAMPINGS, gradient, 500, 1e-10)
-        small = {name: -epsilon * 1e-4 * matrix for name, matrix in solved.items()}  # a difference quotient along the solution
+        direction, _ = solved(toy, gradient, 1e-10)
+        small = {name: -epsilon * 1e-4 * matrix for name, matrix in direction.items()}  # a difference quotient along the solution
         predicted.append((measures(toy.replaced, toy.queries, "loss", small) - before) * 1e4)
     told = agreement(torch.stack(predicted).flatten().numpy(), torch.stack(found).flatten().numpy())
     assert told.slope == pytest.approx(1, abs=0.05) and told.r >= 0.95, told
@@ -281,13 +290,15 @@ def test_language_models_are_computed_in_double_throughout(tmp_path: Path) -> No
     assert float(loss(1e-6) - loss(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-7)
 
 
-def test_conjugate_gradients_solve() -> None:
+def test_conjugate_gradients_solve_for_each_right_side_by_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(12, 12, generator=generator, dtype=DOUBLE)
-    matrix, right = root @ root.T + torch.eye(12, dtype=DOUBLE), torch.randn(12, generator=generator, dtype=DOUBLE)
-    solved = conjugate_gradients(lambda x: matrix @ x, right, 100, 1e-12)
-    torch.testing.assert_close(solved.x, torch.linalg.solve(matrix, right), rtol=1e-8, atol=1e-10)
-    assert conjugate_gradients(lambda x: matrix @ x, torch.zeros(12, dtype=DOUBLE), 100, 1e-12).steps == 0
+    matrix, right = root @ root.T + torch.eye(12, dtype=DOUBLE), torch.randn(3, 12, generator=generator, dtype=DOUBLE)
+    right[1] = 0
+    right[2] = torch.linalg.eigh(matrix).eigenvectors[:, 0]
+    found = conjugate_gradients(lambda x: x @ matrix, right, 100, 1e-12)
+    torch.testing.assert_close(found.x, torch.linalg.solve(matrix, right.T).T, rtol=1e-8, atol=1e-10)
+    assert found.steps[1:].tolist() == [0, 1] and found.steps[0] > 5
 
 
 def test_agreement_by_hand() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from modelscope_influence.analyses import factors, scores, self_influence
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
-from modelscope_influence.score_report import kept_pairs
+from modelscope_influence.scanning import kept_places
 from oracles import toy_sequence_model
 from plugins.probes.score.in_process import Ran, run_in_process, written_rows
 from safetensors import safe_open
@@ -138,4 +138,4 @@ def test_cosines_of_gradients_are_products_over_lengths(made: Case, case: str, t
 
 @pytest.mark.parametrize(("top_k", "kept"), [(None, [2, 0, 3, 4, 1]), (1, [2, 4]), (2, [2, 0, 3, 4]), (3, [2, 0, 3, 4]), (9, [2, 0, 3, 4])])
 def test_the_highest_and_the_lowest_are_kept_once_and_what_is_unknown_stands_last(top_k: int | None, kept: list[int]) -> None:
-    assert kept_pairs(torch.tensor([[3.0, torch.nan, 7.0, -1.0, -5.0]]), top_k) == [kept]
+    assert kept_places(torch.tensor([[3.0, torch.nan, 7.0, -1.0, -5.0]]), top_k)[0].tolist() == kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def mlp(folder: Path, rows: int = 5000, queries: int = 100) -> Path:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(inputs, outputs) for inputs, outputs in zip(MLP_SIZES, MLP_SIZES[1:], strict=False)]
+    layers = [torch.nn.Linear(inputs, outputs) for inputs, outputs in pairwise(MLP_SIZES)]
     (folder / "model").mkdir()
     tensors = {f"layers.{at}.{name}": tensor.detach() for at, layer in enumerate(layers) for name, tensor in layer.named_parameters()}
     save_file(tensors, folder / "model" / "model.safetensors", {"format": "pt"})
@@ -42,7 +43,10 @@ def mlp(folder: Path, rows: int = 5000, queries: int = 100) -> Path:
         labels = torch.randint(MLP_SIZES[-1], (count,), generator=generator)
         features = patterns[labels] * torch.rand(count, MLP_SIZES[0], generator=generator)
         features += (torch.rand(features.shape, generator=generator) < 0.05) * torch.rand(features.shape, generator=generator)
-        _write(folder / f"{name}.jsonl", [{"features": row, "label": label} for row, label in zip(features.tolist(), labels.tolist(), strict=True)])
+        _write(
+            folder / f"{name}.jsonl",
+            [{"features": row, "label": label} for row, label in zip(features.tolist(), labels.tolist(), strict=True)],
+        )
     return _described(folder, folder / "model")
 
 

@@ -19,7 +19,10 @@ CURVATURE_HELP = "how the Hessian is approximated; identity is the plain dot pro
 DAMPING_HELP = "damping, as a fraction of each module's mean eigenvalue"
 PRECISION_HELP = "in which gradients are summed and multiplied; auto is float32, and float64 where the model computes in it"
 FLAG_HELP = "a column of the training data, true for the rows that should be found; empty for `poisoned` where it tells rows apart"
-BATCH_HELP = "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 256 tokens on a CPU, 4096 on a GPU"
+BATCH_HELP = (
+    "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 4096 tokens on a GPU, 256 on a CPU (1024 for models "
+    "below 10 million parameters)"
+)
 
 SelectedText = Annotated[str, Meaning("selection", ("token", "example"))]
 """A text, or the token or example one is on."""

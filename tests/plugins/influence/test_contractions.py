@@ -25,7 +25,9 @@ each_case = pytest.mark.parametrize("name", USES)
 with_and_without_basis = pytest.mark.parametrize("is_rotated", [False, True], ids=["parameters", "basis"])
 
 
-@pytest.fixture(params=[(True, True), (True, False), (False, True), (False, False), None], ids=["both", "inputs", "outputs", "none", "cheaper"])
+@pytest.fixture(
+    params=[(True, True), (True, False), (False, True), (False, False), None], ids=["both", "inputs", "outputs", "none", "cheaper"]
+)
 def rotated_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is rotated before it is multiplied, all give the same."""
     if request.param is not None:

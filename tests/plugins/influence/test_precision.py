@@ -20,7 +20,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     folder = tmp_path_factory.mktemp("precision")
     generator = torch.Generator().manual_seed(3)
     train, queries = (
-        written_rows(folder / f"{name}.jsonl", [{"input_ids": torch.randint(3, 30, (11,), generator=generator).tolist()} for _ in range(count)])
+        written_rows(
+            folder / f"{name}.jsonl", [{"input_ids": torch.randint(3, 30, (11,), generator=generator).tolist()} for _ in range(count)]
+        )
         for name, count in (("train", 24), ("queries", 3))
     )
     return saved_llama(folder / "model"), train, queries

@@ -91,8 +91,8 @@ class RunningContext:
         from modelscope_app.checkpoints import open_checkpoint
 
         if path not in self._named:
-            self._named[path] = len(self._opened)
             self._opened.append(open_checkpoint(path))
+            self._named[path] = len(self._opened) - 1
         return self._named[path]
 
     def opened(self, checkpoint: int) -> OpenCheckpoint:

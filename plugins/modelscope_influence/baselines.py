@@ -55,10 +55,3 @@ class _Numbered(Sequence[list[int]]):
 
     def _numbered(self, row: Example) -> list[int]:
         return [self._numbers.get(token, len(self._numbers)) for token in row.input_ids]
-
-
-def bm25(train: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> torch.Tensor:
-    """(query, row) float64."""
-    return Words(
-        [Example(at, tuple(row), 0, {}) for at, row in enumerate(train)], [Example(at, tuple(row), 0, {}) for at, row in enumerate(queries)]
-    ).all_scores()

@@ -20,8 +20,8 @@ DAMPING_HELP = "damping, as a fraction of each module's mean eigenvalue"
 PRECISION_HELP = "in which gradients are summed and multiplied; auto is float32, and float64 where the model computes in it"
 FLAG_HELP = "a column of the training data, true for the rows that should be found; empty for `poisoned` where it tells rows apart"
 BATCH_HELP = (
-    "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 4096 tokens on a GPU, 256 on a CPU (1024 for models "
-    "below 10 million parameters)"
+    "rows of features, or padded tokens, read at once, at most; none for 1024 rows, and 4096 tokens on a GPU, 256 on a CPU (1024 for "
+    "models below 10 million parameters)"
 )
 
 SelectedText = Annotated[str, Meaning("selection", ("token", "example"))]
@@ -71,6 +71,12 @@ class ScoresParams(_Scoring):
 
     curvature: Literal["ekfac", "kfac", "diagonal", "identity", "ggn"] = Field(  # type: ignore[assignment]
         default="ekfac", description=f"{CURVATURE_HELP}; ggn is the whole Gauss-Newton matrix, solved by conjugate gradients"
+    )
+    tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="residual --curvature ggn is solved to, as a share of the right side; none for 1e-6 in float64, 1e-4 in float32",
     )
     queries: DataFile = Field(default="", description=QUERIES_HELP)
     prompt: SelectedText = Field(default="", description="with --completion: what the model was given, instead of a file of queries")

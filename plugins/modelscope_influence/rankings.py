@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None without any."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
 
 
 def auc(scores: torch.Tensor, flags: torch.Tensor) -> float | None:

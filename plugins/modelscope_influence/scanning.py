@@ -19,6 +19,7 @@ from modelscope_influence.estimates import PAIR_BYTES, QUERY_BYTES
 from modelscope_influence.objectives import Task
 from modelscope_influence.params import ScoresParams
 from modelscope_influence.prefilter import Chosen
+from modelscope_influence.rankings import mean
 from modelscope_influence.score_passes import Block, Queries, ScorePass, State, batched, query_gradients
 from modelscope_influence.starting import Started
 from modelscope_influence.top_pass import TopPass, kept_rows
@@ -181,7 +182,7 @@ class Scan:
             taken.append(own[order])
         pairs = _some(closer, torch.cat(taken))
         return _whole(pairs, first, None, None, sampled)._replace(
-            rank=self._rank, rank_kept=float(kept.mean()), rank_correlation=_mean(correlations), deepest=deepest, candidates=wanted
+            rank=self._rank, rank_kept=float(kept.mean()), rank_correlation=mean(correlations), deepest=deepest, candidates=wanted
         )
 
     def _all_at_low_rank(self) -> Scanned:
@@ -220,7 +221,7 @@ class Scan:
         return _whole(pairs, parts[0], scores, None, sampled)._replace(
             rank=self._rank,
             rank_kept=float(torch.cat(kept).mean()),
-            rank_correlation=_mean(correlations),
+            rank_correlation=mean(correlations),
             candidates=min(self._params.rerank, scores.shape[1]),
         )
 
@@ -337,8 +338,3 @@ def _whole(
         None,
         torch.zeros(0),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None

@@ -10,10 +10,10 @@ import torch
 
 from modelscope_app.api import Example, FactsView, HeatMapView, JobContext, TableView, Tokenizer, TokenStripView, neutralised
 from modelscope_influence.baselines import Words
-from modelscope_influence.objectives import MEANING
+from modelscope_influence.objectives import MEANING, Measure
 from modelscope_influence.params import ScoresParams
 from modelscope_influence.prefilter import Chosen, Recall
-from modelscope_influence.rankings import auc, precision_at
+from modelscope_influence.rankings import auc, mean, precision_at
 from modelscope_influence.scanning import Scanned
 
 _SHOWN, _SHOWN_PAIRS, _LONGEST_TEXT = 20, 10, 400
@@ -120,7 +120,7 @@ def pairwise_table(found: Found, params: ScoresParams) -> pl.DataFrame:
     if found.bm25 is not None:
         columns["bm25"] = known(found.bm25)
     columns["loss"] = known(found.scanned.loss[pairs.place])
-    columns["effect"] = effects(pairs.score, params)
+    columns["effect"] = effects(pairs.score, params.measure)
     if found.scanned.rank is not None:
         columns["is_exact"] = pairs.is_exact.numpy()
     if found.groups is not None:
@@ -140,9 +140,9 @@ def query_table(found: Found, params: ScoresParams, texts: Texts | None) -> pl.D
     return table.with_columns(pl.Series("text", [_text(texts.tokenizer, query) for query in texts.queries], dtype=pl.String))
 
 
-def effects(score: torch.Tensor, params: ScoresParams) -> pl.Series:
+def effects(score: torch.Tensor, measure: Measure) -> pl.Series:
     """In a word, what the example did to the query."""
-    supports = ("supports", "opposes") if params.measure == "loss" else ("opposes", "supports")
+    supports = ("supports", "opposes") if measure == "loss" else ("opposes", "supports")
     words = [None if value != value else supports[0] if value > 0 else supports[1] if value < 0 else "neither" for value in score.tolist()]
     return pl.Series(words, dtype=pl.String)
 
@@ -257,17 +257,17 @@ def quality(params: ScoresParams, scanned: Scanned, chosen: Chosen, flags: torch
             rankings["_gradient_cosine"] = list(sign * scanned.cosines)
     said: dict[str, float | None] = {}
     for name, values in rankings.items():
-        said[f"precision_at_20{name}"] = _mean([precision_at(row, flags[rows], 20) for row in values])
+        said[f"precision_at_20{name}"] = mean([precision_at(row, flags[rows], 20) for row in values])
         if chosen.is_all:
-            said[f"auc{name}"] = _mean([auc(row, flags[rows]) for row in values])
+            said[f"auc{name}"] = mean([auc(row, flags[rows]) for row in values])
     if not rankings:
         pairs = scanned.pairs
         each = [pairs.query == at for at in range(len(scanned.measures))]
-        said["precision_at_20"] = _mean([precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each])
+        said["precision_at_20"] = mean([precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each])
     if words is not None:
         found = [words.scores(query) for query in range(len(scanned.measures))]
-        said["precision_at_20_bm25"] = _mean([precision_at(row, flags, 20) for row in found])
-        said["auc_bm25"] = _mean([auc(row, flags) for row in found])
+        said["precision_at_20_bm25"] = mean([precision_at(row, flags, 20) for row in found])
+        said["auc_bm25"] = mean([auc(row, flags) for row in found])
     return said
 
 
@@ -275,11 +275,6 @@ def known(values: torch.Tensor) -> pl.Series:
     """Numbers, null where not finite."""
     series = pl.Series(values.double().numpy())
     return series.set(~series.is_finite(), None) if len(series) else series
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
 
 
 def _tokens(texts: Texts | None, example: int, count: int) -> list[str]:

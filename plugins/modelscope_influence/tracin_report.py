@@ -10,7 +10,9 @@ import torch
 
 from modelscope_app.api import BadInput, FactsView, JobContext, LinesView, TableView, neutralised
 from modelscope_influence.objectives import MEANING, LanguageTask, Task
-from modelscope_influence.rankings import auc, precision_at
+from modelscope_influence.rankings import auc, mean, precision_at
+from modelscope_influence.scanning import kept_places, numbered
+from modelscope_influence.score_report import effects, known
 from modelscope_influence.tracin_params import TracinParams
 from modelscope_influence.validate_report import rank_correlation
 
@@ -62,14 +64,14 @@ def leave_behind(context: JobContext, params: TracinParams, found: Traced, flags
 
 def pairwise_table(params: TracinParams, found: Traced, flags: torch.Tensor | None) -> pl.DataFrame:
     """One row per query and example that is kept, by query and falling score."""
-    pairs = [(at, example) for at, row in enumerate(found.scores) for example in _kept(row, params.top_k)]
-    query, example = torch.tensor(pairs, dtype=torch.int64).T
+    kept = kept_places(found.scores, params.top_k)
+    query, example = numbered(kept), torch.cat(kept)
     score = found.scores[query, example]
-    columns: dict[str, Any] = {"query": query.numpy(), "example": example.numpy(), "score": _known(score)}
+    columns: dict[str, Any] = {"query": query.numpy(), "example": example.numpy(), "score": known(score)}
     if found.bm25 is not None:
         columns["bm25"] = found.bm25[query, example].numpy()
-    columns["loss"] = _known(found.loss[example])
-    columns["effect"] = _effects(score, params)
+    columns["loss"] = known(found.loss[example])
+    columns["effect"] = effects(score, params.measure)
     if flags is not None:
         columns["flagged"] = flags[example].numpy()
     return pl.DataFrame(columns)
@@ -95,9 +97,9 @@ def member_table(params: TracinParams, found: Traced, flags: torch.Tensor | None
     """One row per member: what it adds, how like the whole it ranks, and how well it alone finds flagged rows."""
     rows = []
     for name, step, rate, scores in zip(found.names, found.steps, found.rates, found.by_member, strict=True):
-        known = scores[scores.isfinite()]
+        finite = scores[scores.isfinite()]
         row = {"checkpoint": name, "step": step, "learning_rate": rate}
-        row["mean_abs_score"] = float(known.abs().mean()) if len(known) else None
+        row["mean_abs_score"] = float(finite.abs().mean()) if len(finite) else None
         row["rank_correlation"] = rank_correlation(scores, found.scores)
         if flags is not None:
             row |= _quality(params, scores, flags)
@@ -122,8 +124,8 @@ def facts(params: TracinParams, found: Traced, flags: torch.Tensor | None) -> Ma
     if flags is not None:
         said |= _quality(params, scores, flags)
         if found.bm25 is not None:
-            said["precision_at_20_bm25"] = _mean([precision_at(row, flags, 20) for row in found.bm25])
-            said["auc_bm25"] = _mean([auc(row, flags) for row in found.bm25])
+            said["precision_at_20_bm25"] = mean([precision_at(row, flags, 20) for row in found.bm25])
+            said["auc_bm25"] = mean([auc(row, flags) for row in found.bm25])
         said["flagged"] = int(flags.sum())
     return said
 
@@ -131,29 +133,6 @@ def facts(params: TracinParams, found: Traced, flags: torch.Tensor | None) -> Ma
 def _quality(params: TracinParams, scores: torch.Tensor, flags: torch.Tensor) -> dict[str, float | None]:
     sign = 1 if params.measure == "loss" else -1
     return {
-        "precision_at_20": _mean([precision_at(sign * row, flags, 20) for row in scores]),
-        "auc": _mean([auc(sign * row, flags) for row in scores]),
+        "precision_at_20": mean([precision_at(sign * row, flags, 20) for row in scores]),
+        "auc": mean([auc(sign * row, flags) for row in scores]),
     }
-
-
-def _kept(scores: torch.Tensor, top_k: int | None) -> list[int]:
-    """Examples by falling score, unknown ones last; or those of the `top_k` highest and lowest."""
-    order = torch.argsort(torch.where(scores.isfinite(), scores, -torch.inf), descending=True, stable=True).tolist()
-    known = int(scores.isfinite().sum())
-    return order if top_k is None else order[: min(top_k, known)] + order[max(top_k, known - top_k) : known]
-
-
-def _effects(score: torch.Tensor, params: TracinParams) -> pl.Series:
-    supports = ("supports", "opposes") if params.measure == "loss" else ("opposes", "supports")
-    words = [None if value != value else supports[0] if value > 0 else supports[1] if value < 0 else "neither" for value in score.tolist()]
-    return pl.Series(words, dtype=pl.String)
-
-
-def _known(values: torch.Tensor) -> pl.Series:
-    series = pl.Series(values.double().numpy())
-    return series.set(~series.is_finite(), None) if len(series) else series
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None

@@ -278,7 +278,7 @@ def test_a_plugins_architecture_and_reader_are_used(
 
 BESIDE = """
 from pydantic import BaseModel, Field
-from modelscope_app.api import Analysis, CheckpointPath, Checkpoints, DataFile, hookimpl
+from modelscope_app.api import Analysis, CheckpointPath, Checkpoints, DataFile, hookimpl, MscopeError
 
 MODELSCOPE_API = (1, 1)
 
@@ -301,7 +301,14 @@ def beside(context, params):
     batch = context.batches(examples, padding="left").load([example.id for example in examples])
     with torch.no_grad():
         logits = [context.model(position).logits(batch)[:, -1] for position in (0, at)]
+    refused = 0
+    for _ in range(2):
+        try:
+            context.open_checkpoint(params.data)
+        except MscopeError:
+            refused += 1
     context.facts({
+        "refused": refused,
         "again": context.open_checkpoint(params.compare) == at,
         "named": str(context.opened(at).path),
         "checkpoints": len(context.checkpoints),
@@ -320,6 +327,7 @@ def test_a_checkpoint_that_a_param_names_is_a_model_beside_the_first(
     run = run_analysis("two.beside", llama, compare=str(other), data=str(data))
     assert run.facts["again"] and run.facts["named"] == str(other) and run.facts["checkpoints"] == 1
     assert run.facts["difference"] > 0.01
+    assert run.facts["refused"] == 2  # what is no checkpoint is none the second time, too
     same = run_analysis("two.beside", llama, compare=str(llama), data=str(data))
     assert same.facts["difference"] == 0
 

@@ -103,7 +103,16 @@ def _solved(
             gradients[name] = basis.rotate_back(multiplied_out(divided) / inverse)
         stage = f"gauss-newton-{asked.ids[0]}-{asked.ids[-1]}"
         solution = gauss_newton_directions(
-            context, begun.task, context.model(), begun.weights, fitted, params.damping, asked.ids, gradients, stage
+            context,
+            begun.task,
+            context.model(),
+            begun.weights,
+            fitted,
+            params.damping,
+            asked.ids,
+            gradients,
+            stage,
+            tolerance=params.tolerance,
         )
         context.log(
             f"queries {asked.ids[0]} to {asked.ids[-1]}: at most {max(solution.steps)} steps, residual {max(solution.residuals):.1e}"

@@ -10,7 +10,7 @@ import torch
 
 from modelscope_app.api import BadInput, JobContext, Source
 from modelscope_influence import validate_report
-from modelscope_influence.baselines import bm25
+from modelscope_influence.baselines import Words
 from modelscope_influence.ekfac import Curvature
 from modelscope_influence.fitting import Fitted, fit
 from modelscope_influence.objectives import ClassifierTask, LanguageTask, Scored, Task
@@ -121,10 +121,9 @@ def _rankings(context: JobContext, params: ValidateParams, begun: Started, queri
     """(query, row) of what has no scale, signed as a change of the measure when the row is removed."""
     found = {"gradient_cosine": scored.cosine}
     if isinstance(begun.task, LanguageTask) and isinstance(queries, LanguageTask):
-        train_tokens = [example.input_ids for example in begun.task.examples]
-        query_tokens = [example.input_ids for example in queries.examples]
+        words = Words(begun.task.examples, queries.examples)
         sign = 1 if params.measure == "loss" else -1
-        found["bm25"] = sign * context.once("bm25", lambda: bm25(train_tokens, query_tokens))
+        found["bm25"] = sign * words.all_scores()
     return found
 
 

@@ -25,23 +25,23 @@ TINY_LLAMA = {
 _TEXT_LENGTHS = (16, 24)
 
 
-def mlp(folder: Path, rows: int = 5000, queries: int = 100) -> Path:
-    """784-256-256-10 as it is initialised, on made digits: noise around a pattern for each of ten classes."""
+def mlp(folder: Path, rows: int = 5000, queries: int = 100, sizes: Sequence[int] = MLP_SIZES) -> Path:
+    """784-256-256-10, or other sizes, as it is initialised, on made digits: noise around a pattern for each of ten classes."""
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(inputs, outputs) for inputs, outputs in pairwise(MLP_SIZES)]
+    layers = [torch.nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)]
     (folder / "model").mkdir()
     tensors = {f"layers.{at}.{name}": tensor.detach() for at, layer in enumerate(layers) for name, tensor in layer.named_parameters()}
     save_file(tensors, folder / "model" / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "mlp", "layer_sizes": list(MLP_SIZES), "activation": "relu"}
+    config = {"model_type": "mlp", "layer_sizes": list(sizes), "activation": "relu"}
     (folder / "model" / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(1)
-    patterns = torch.rand(MLP_SIZES[-1], MLP_SIZES[0], generator=generator) < 0.2
+    patterns = torch.rand(sizes[-1], sizes[0], generator=generator) < 0.2
     for name, count in (("train", rows), ("queries", queries)):
-        labels = torch.randint(MLP_SIZES[-1], (count,), generator=generator)
-        features = patterns[labels] * torch.rand(count, MLP_SIZES[0], generator=generator)
+        labels = torch.randint(sizes[-1], (count,), generator=generator)
+        features = patterns[labels] * torch.rand(count, sizes[0], generator=generator)
         features += (torch.rand(features.shape, generator=generator) < 0.05) * torch.rand(features.shape, generator=generator)
         _write(
             folder / f"{name}.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from array import array
@@ -12,7 +13,7 @@ from modelscope_app.api import BadInput, Example
 from modelscope_app.data.json_lines import Row
 from modelscope_app.locations import cache_dir
 
-_BYTES_PER_TOKEN = 4
+_BYTES_PER_TOKEN = 8
 
 
 class ExamplesOnDisk(Sequence[Example]):
@@ -26,20 +27,28 @@ class ExamplesOnDisk(Sequence[Example]):
         self._ends = array("q")
         self._completion_starts = array("i")
         folder = cache_dir()
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._stream = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - it is open as long as this object
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._stream = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - it is open as long as this object
+        except OSError as error:
+            raise self._no_room(error) from None
 
     def append(self, input_ids: Sequence[int], completion_start: int) -> None:
         """The tokens of the next row."""
-        tokens = array("i", input_ids)
+        tokens = array("q", input_ids)
         end = (self._ends[-1] if self._ends else 0) + len(tokens)
         try:
-            os.pwrite(self._stream.fileno(), tokens.tobytes(), (end - len(tokens)) * _BYTES_PER_TOKEN)
+            written = os.pwrite(self._stream.fileno(), tokens.tobytes(), (end - len(tokens)) * _BYTES_PER_TOKEN)
+            if written < len(tokens) * _BYTES_PER_TOKEN:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise BadInput(f"{self._folder}: the tokens of the data file cannot be kept there ({error.strerror})") from None
+            raise self._no_room(error) from None
         self._ends.append(end)
         self._completion_starts.append(completion_start)
+
+    def _no_room(self, error: OSError) -> BadInput:
+        return BadInput(f"{self._folder}: the tokens of the data file cannot be kept there ({error.strerror})")
 
     def length(self, id: int) -> int:
         """Tokens of an example, without reading it."""
@@ -64,7 +73,7 @@ class ExamplesOnDisk(Sequence[Example]):
             return [self[at] for at in range(*index.indices(len(self)))]
         id = range(len(self))[index]
         length = self.length(id)
-        tokens = array("i")
+        tokens = array("q")
         tokens.frombytes(os.pread(self._stream.fileno(), length * _BYTES_PER_TOKEN, (self._ends[id] - length) * _BYTES_PER_TOKEN))
         return Example(id, tuple(tokens), self._completion_starts[id], _RowOf(self._rows, id))
 

@@ -58,15 +58,19 @@ def _empty(shape: tuple[int, int], on_disk: bool) -> numpy.ndarray:
 
     import numpy
 
-    if not on_disk:
+    if not on_disk or not shape[1]:
         return numpy.empty(shape, dtype=numpy.float64)
     folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the array keeps its pages
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, shape[0] * shape[1] * 8)
-        except OSError as error:
-            raise BadInput(f"{folder}: the features of the data file cannot be kept there ({error.strerror})") from None
+        else:
+            stream.truncate(shape[0] * shape[1] * 8)
+    except OSError as error:
+        raise BadInput(f"{folder}: the features of the data file cannot be kept there ({error.strerror})") from None
+    with stream:
         return numpy.memmap(stream, dtype=numpy.float64, mode="r+", shape=shape)
 
 

@@ -76,7 +76,10 @@ class RowsOnDisk(Sequence[Row]):
         after = index + 1 if index >= 0 else index + 1 + len(self)
         stop = self._places[after] if after < len(self) else self._size
         try:
-            row = _parse_json(os.pread(self._stream.fileno(), stop - start, start).decode("utf-8"))
+            line = os.pread(self._stream.fileno(), stop - start, start).partition(b"\n")[
+                0
+            ]  # behind it may stand what is blank, but not for JSON
+            row = _parse_json(line.decode("utf-8"))
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):

@@ -92,7 +92,8 @@ class RowGradients:
             outputs, inputs = self.one_position.gradients[:, 0].square(), self.one_position.inputs[:, 0].square()
             return outputs.sum(-1) * inputs.sum(-1) if weights is None else ((outputs @ weights) * inputs).sum(-1)
         if weights is None:
-            return torch.linalg.vector_norm(self.dense, dim=(-2, -1)).square()
+            norms: torch.Tensor = torch.linalg.vector_norm(self.dense, dim=(-2, -1))
+            return norms.square()
         weighted = torch.empty_like(weights)
         return torch.stack([torch.mul(row, weights, out=weighted).flatten().dot(row.flatten()) for row in self.dense])
 

@@ -15,9 +15,12 @@ QUERY_BYTES = 2 * 2**30
 """Of queries' gradients that are held at once, where nobody says how many queries that are."""
 PAIR_BYTES = 256 * 2**20
 """Of scores of pairs that are held at once, where --top-k allows for fewer."""
-_ROW_BYTES = 17
-_SOLVING_VECTORS = 8
-"""Of all weights, for each query that is divided by the whole Gauss-Newton matrix."""
+SOLVING_BYTES = 80
+"""Of each parameter in question, for each query that is divided by the whole Gauss-Newton matrix: ten vectors in float64."""
+_PAIR_TABLE_BYTES = 160
+"""Of a pair that is written, on its way to the table."""
+_ROW_BYTES = 250
+"""Of a training row: where it stands in file and plan, its loss and self-influence."""
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _LAYER = re.compile(r"\.\d+\.")
 
@@ -41,10 +44,11 @@ def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> 
     gradients = copies * each * min(queries, params.queries_at_once or queries)
     held = gradients if params.queries_at_once else min(gradients, max(QUERY_BYTES, copies * each))
     if params.curvature == "ggn":
-        held += _SOLVING_VECTORS * each * queries
-    pairs = 2 * queries * rows * 8
+        held += min(queries * each // 4 * SOLVING_BYTES, max(QUERY_BYTES, each // 4 * SOLVING_BYTES))
+    pairs = queries * rows * (16 + _PAIR_TABLE_BYTES)
     if params.top_k is not None:
-        pairs = min(pairs, max(PAIR_BYTES, 4 * 16 * queries * max(params.top_k, params.rerank)))
+        written = queries * min(rows, 2 * max(params.top_k, params.rerank))
+        pairs = min(pairs, max(PAIR_BYTES, 64 * written)) + _PAIR_TABLE_BYTES * written
     memory = _curvature_bytes(checkpoints, params) + held + pairs + rows * _ROW_BYTES + _FIXED_BYTES
     return Estimate(memory_bytes=memory, seconds=None, needs_model=True)
 

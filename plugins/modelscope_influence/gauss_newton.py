@@ -219,7 +219,7 @@ class _Solving:
         if not bool(curved.isfinite().all()):
             raise JobFailed(
                 "a product with the Gauss-Newton matrix is not finite: some training row's loss or gradient is not, and the curvature was "
-                "fitted on other rows, so that it was not set aside"
+                "fitted on other rows, so that it was not set aside; or --damping is too small for a singular matrix"
             )
         length = torch.where(curved > 0, squared / curved, 0)
         residual = state["residual"][going] - length * along

@@ -94,9 +94,12 @@ def products(rows: RowGradients, directions: Directions) -> torch.Tensor:
     batch = rows.in_basis[0].inputs.shape[0]
     directly = positions * rank * (outputs + inputs)
     rebuilt = (rank + batch) * outputs * inputs
+    size = directions.left.element_size()
     if directly <= rebuilt:
-        return _directly(rows, directions)
-    at_once = max(1, _REBUILT_BYTES // (outputs * inputs * directions.left.element_size()))
+        at_once = max(1, _REBUILT_BYTES // (positions * rank * size))
+        parts = zip(torch.split(directions.left, at_once), torch.split(directions.right, at_once), strict=True)
+        return torch.cat([_directly(rows, LowRank(left, right)) for left, right in parts])
+    at_once = max(1, _REBUILT_BYTES // (outputs * inputs * size))
     return torch.cat(
         [
             rows.products(directions.left[at : at + at_once] @ directions.right[at : at + at_once])

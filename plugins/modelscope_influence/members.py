@@ -37,7 +37,7 @@ class TaskAtMember:
     """Rows as a member of the series reads them."""
 
     def __init__(self, task: Task, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        """`tensors` by the names of the module's parameters, all of them."""
+        """`tensors` by the names of the module's parameters, all of them, and of buffers that are stored."""
         self.ids = task.ids
         self._task, self._caller = task, _Caller(module, task)
         self._tensors = {f"inner.{name}": tensor for name, tensor in tensors.items()}
@@ -54,7 +54,7 @@ class TaskAtMember:
 
 
 def tensors_of(checkpoint: Checkpoint, module: nn.Module) -> dict[str, torch.Tensor] | None:
-    """A checkpoint's tensors by the names of the module's parameters, as those are stored; None where names or shapes are others."""
+    """A checkpoint's tensors by the names of parameters and buffers, in their dtypes; None where names or shapes are others."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -65,6 +65,9 @@ def tensors_of(checkpoint: Checkpoint, module: nn.Module) -> dict[str, torch.Ten
         if stored is None or tuple(checkpoint.tensors[stored].shape) != tuple(parameter.shape):
             return None
         found[own[0]] = checkpoint.tensor(stored).to(parameter)
+    for name, buffer in module.named_buffers():
+        if name in checkpoint.tensors:
+            found[name] = checkpoint.tensor(name).to(buffer)
     return found
 
 
@@ -81,9 +84,9 @@ def check_members_are_alike(context: JobContext) -> None:
                     f"step {step}: {name} has {told[0]}, and at step {start} {told[1]}: these are not members of one training run"
                 )
         for name in sorted({*(first.config or {}), *(member.config or {})} - _SAYS_NOTHING):
-            values = [json.dumps((one.config or {}).get(name), default=str)[:60] for one in (member, first)]
+            values = [json.dumps((one.config or {}).get(name), default=str, sort_keys=True) for one in (member, first)]
             if values[0] != values[1]:
-                raise BadInput(f"step {step}: {name} in config.json is {values[0]}, and at step {start} {values[1]}")
+                raise BadInput(f"step {step}: {name} in config.json is {values[0][:200]}, and at step {start} {values[1][:200]}")
 
 
 def tokenizer_place(context: JobContext) -> int:

@@ -333,7 +333,7 @@ def minimised(objective: ValueAndGradient, coordinates: Coordinates, unmoved: Ma
     gradient = coordinates.gradient(first)
     scale = float(gradient.norm())
     if not _ROUNDING < scale < float("inf"):
-        return Response(unmoved, 0, scale, scale, scale <= _ROUNDING)
+        return Response(unmoved, 0, scale, scale if scale <= _ROUNDING else float("inf"), scale <= _ROUNDING)
     enough = max(tolerance, _ROUNDING / scale)
     x = torch.zeros_like(gradient)
     last = x.clone()  # where the newest gradient was taken

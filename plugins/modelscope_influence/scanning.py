@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from modelscope_app.api import JobContext
-from modelscope_influence.estimates import PAIR_BYTES, QUERY_BYTES
+from modelscope_influence.estimates import PAIR_BYTES, QUERY_BYTES, SOLVING_BYTES
 from modelscope_influence.objectives import Task
 from modelscope_influence.params import ScoresParams
 from modelscope_influence.prefilter import Chosen
@@ -62,7 +63,7 @@ class Scanned(NamedTuple):
     rank_kept: float
     """Mean share of the queries' squared norms that the rank leaves."""
     rank_correlation: float | None
-    """Between the scan's scores and exact ones, mean over queries; None where the scan was exact."""
+    """Between the scan's scores and exact ones within an end, the lower of both, mean over queries; None where the scan was exact."""
     deepest: int | None
     """Of the rows that are shown, the place of the last one in the scan's own order, counted from its end; None where it was exact."""
     candidates: int | None
@@ -88,7 +89,8 @@ class Scan:
         self._context, self._params, self._begun, self._queries = context, params, begun, queries
         self._divided_by, self._chosen, self._solved = divided_by, chosen, solved
         self._ids = None if chosen.is_all else list(chosen.rows)
-        each = total_size(begun.weights) * 4 * (2 if params.baselines else 1)
+        size = next(context.model().module.parameters()).element_size()
+        each = total_size(begun.weights) * (SOLVING_BYTES if solved is not None else max(size, 4) * (2 if params.baselines else 1))
         self._fit = params.queries_at_once or max(1, QUERY_BYTES // each)
         self._measures = torch.full((len(queries.ids),), torch.nan, dtype=torch.float64)
         self._rank = params.rank
@@ -106,7 +108,8 @@ class Scan:
         """Scan, and look closer where that is needed."""
         top_k = self._params.top_k
         pairs = len(self._queries.ids) * len(self._chosen.rows)
-        if top_k is None or (self._rank is None and pairs * 16 <= PAIR_BYTES):
+        is_most = top_k is not None and 2 * top_k >= len(self._chosen.rows)
+        if top_k is None or (self._rank is None and (is_most or pairs * 16 <= PAIR_BYTES)):
             found = self._all_pairs() if self._rank is None else self._all_at_low_rank()
         else:
             found = self._ends(top_k)
@@ -122,8 +125,8 @@ class Scan:
             parts.append(self._pass(f"scores-{at}", asked, self._ids, by_module_of_all, params.baselines))
             sampled += self._of_sample(at, asked)
         by_module = torch.cat([part["scores"] for part in parts], dim=1) if by_module_of_all else None
-        scores = by_module.sum(0) if by_module is not None else torch.cat([part["scores"] for part in parts])
-        cosines = torch.cat([part["cosines"] for part in parts]) if params.baselines else None
+        scores = by_module.sum(0) if by_module is not None else torch.cat([part.pop("scores") for part in parts])
+        cosines = torch.cat([part.pop("cosines") for part in parts]) if params.baselines else None
         places = kept_places(scores, params.top_k)
         query = numbered(places)
         place = torch.cat(places)
@@ -175,7 +178,7 @@ class Scan:
             own = torch.arange(start, start + len(theirs))
             start += len(theirs)
             exact = closer.score[own]
-            correlations.append(correlation(theirs, exact))
+            correlations.append(within_ends(theirs, exact))
             order = kept_places(exact[None], self._params.top_k)[0]
             from_end = torch.minimum(order, len(theirs) - 1 - order) + 1
             deepest = max(deepest, int(from_end.max()) if len(order) else 0)
@@ -196,7 +199,7 @@ class Scan:
         candidates = kept_places(scores, self._params.rerank)
         closer = self._closer(candidates, sampled)
         query, place = closer.query, closer.place
-        correlations = [correlation(scores[at, own], closer.score[query == at]) for at, own in enumerate(candidates)]
+        correlations = [within_ends(scores[at, own], closer.score[query == at]) for at, own in enumerate(candidates)]
         scores[query, place] = closer.score
         is_exact = torch.zeros_like(scores, dtype=torch.bool)
         is_exact[query, place] = True
@@ -228,7 +231,9 @@ class Scan:
     def _closer(self, places: Sequence[torch.Tensor], sampled: list[torch.Tensor] | None = None) -> Pairs:
         """Exact scores of these places by query, with cosines and modules where they are asked for; the sample's go into `sampled`."""
         params, found = self._params, []
-        for at, ids in enumerate(batched(range(len(places)), self._fit)):
+        each = 8 * len(self._begun.weights) * max(map(len, places), default=1)  # by module, if the rows of all queries are others
+        fit = min(self._fit, max(1, math.isqrt(PAIR_BYTES // each))) if params.per_module else self._fit
+        for at, ids in enumerate(batched(range(len(places)), fit)):
             asked = self._asked([self._queries.ids[id] for id in ids])
             wanted = torch.unique(torch.cat([places[id] for id in ids]))
             rows = self._row_ids(wanted)
@@ -299,6 +304,15 @@ def kept_places(scores: torch.Tensor, top_k: int | None) -> list[torch.Tensor]:
 def numbered(places: Sequence[torch.Tensor]) -> torch.Tensor:
     """The query of each place."""
     return torch.repeat_interleave(torch.arange(len(places)), torch.tensor([len(own) for own in places], dtype=torch.int64))
+
+
+def within_ends(scanned: torch.Tensor, exact: torch.Tensor) -> float | None:
+    """Pearson's within the higher half and within the lower one, the lower of both: across them any scan that tells signs does well."""
+    order = scanned.argsort(descending=True, stable=True)
+    halves = (order[: len(order) // 2], order[len(order) // 2 :])
+    found = [correlation(scanned[half], exact[half]) for half in halves]
+    known = [value for value in found if value is not None]
+    return min(known) if known else None
 
 
 def correlation(one: torch.Tensor, other: torch.Tensor) -> float | None:

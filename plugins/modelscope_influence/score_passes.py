@@ -17,6 +17,8 @@ from modelscope_influence.recording import UseOfWeight, recorded
 from modelscope_influence.weights import Weight
 
 State = dict[str, torch.Tensor]
+_WHOLE_BYTES = 2**30
+"""Of one weight's gradients, as they are and divided, of the queries that are brought to a rank at once."""
 
 
 class Block(NamedTuple):
@@ -102,7 +104,11 @@ def query_gradients(
         ready[weight.name].append(divided)
 
     shares = []
-    for batch in source.plan:
+    plan: Sequence[Sequence[int]] = source.plan
+    if rank is not None:
+        widest = max(weight.size for weight in weights)
+        plan = [part for batch in plan for part in batched(batch, max(1, _WHOLE_BYTES // (8 * widest)))]
+    for batch in plan:
         with recorded(weights, consume) as tape:
             scored = task.forward(source.load(batch))
             tape.mask = scored.mask
@@ -116,7 +122,7 @@ def query_gradients(
         values.append(value.detach().double().cpu())
         shares.append(torch.where(whole > 0, left / whole, 1.0).clamp(max=1.0).cpu())
     order = torch.argsort(torch.tensor(found))
-    sorted_ready = {name: taken(concatenated(parts), order) for name, parts in ready.items()}
+    sorted_ready = {weight.name: taken(concatenated(ready.pop(weight.name)), order) for weight in weights}
     return Queries(
         [found[at] for at in order.tolist()],
         plain if keeps_plain else {},
@@ -134,7 +140,7 @@ class OverRows:
         self._task = task
         self._weights = weights
         self._ids = task.ids if ids is None else ids
-        self._place_of = {id: at for at, id in enumerate(self._ids)}
+        self._place_of = self._ids if self._ids == range(len(self._ids)) else {id: at for at, id in enumerate(self._ids)}
 
     def start(self) -> State:
         rows = len(self._ids)

@@ -48,7 +48,8 @@ class Found(NamedTuple):
     @property
     def kept(self) -> list[list[int]]:
         """By query, the rows of the file whose scores are written."""
-        return [self.example[self.scanned.pairs.query == at].tolist() for at in range(len(self.scanned.measures))]
+        example = self.example
+        return [example[self.scanned.pairs.query == at].tolist() for at in range(len(self.scanned.measures))]
 
 
 class Texts(NamedTuple):
@@ -260,10 +261,12 @@ def quality(params: ScoresParams, scanned: Scanned, chosen: Chosen, flags: torch
         said[f"precision_at_20{name}"] = mean([precision_at(row, flags[rows], 20) for row in values])
         if chosen.is_all:
             said[f"auc{name}"] = mean([auc(row, flags[rows]) for row in values])
+    has_ends = params.top_k is not None and params.top_k >= 20  # else rows of the other end would be counted
     if not rankings:
         pairs = scanned.pairs
         each = [pairs.query == at for at in range(len(scanned.measures))]
-        said["precision_at_20"] = mean([precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each])
+        found_flags = [precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each] if has_ends else []
+        said["precision_at_20"] = mean(found_flags)
     if words is not None:
         found = [words.scores(query) for query in range(len(scanned.measures))]
         said["precision_at_20_bm25"] = mean([precision_at(row, flags, 20) for row in found])

@@ -38,7 +38,7 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
-@pytest.mark.parametrize("between", ["\n", "\r\n", "\n\n  \n"])
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\n\n  \n", "\n\N{NO-BREAK SPACE}\n\f\n"])
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n \n"])
 def test_rows_are_those_of_a_file_that_is_held(
     written: Written, between: str, before: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -39,6 +39,7 @@ def run(context: JobContext, params: ScoresParams) -> None:
     divided_by = blocks(fitted.curvatures, params.damping, context.model())
     solved = _solved(context, params, begun, fitted, divided_by) if params.curvature == "ggn" else None
     scanned = Scan(context, params, begun, queries, divided_by, chosen, solved).run()
+    _warn_of_rows_set_aside(context, scanned, chosen, fitted)
     found = _found(context, params, begun.task, scanned, chosen, words, flags)
     tokens = _by_token(context, params, begun, queries, divided_by, solved, found.kept) if params.per_token else None
     texts = _texts(context, begun.task, queries)
@@ -84,7 +85,11 @@ def _chosen(context: JobContext, params: ScoresParams, train: Task, queries: Tas
     if not chosen.is_all:
         context.warn(
             f"filtered: {len(chosen.rows):,} of {total:,} rows are scored, those with most words in common with a query (BM25); "
-            f"prefilter_recall says what that missed, as far as {len(chosen.sample):,} of the others tell"
+            + (
+                f"prefilter_recall says what that missed, as far as {len(chosen.sample):,} of the others tell"
+                if chosen.sample
+                else "without a sample nothing tells what that missed"
+            )
         )
     return chosen
 
@@ -151,6 +156,13 @@ def _found(
     return Found(
         scanned, chosen, bm25, flags, quality, _recalls(params, scanned, chosen), _groups(context, params, train, rows[pairs.place])
     )
+
+
+def _warn_of_rows_set_aside(context: JobContext, scanned: Scanned, chosen: Chosen, fitted: Fitted) -> None:
+    """Of those that fitting has not warned of."""
+    aside = [chosen.rows[place] for place in (~scanned.self_influence.isfinite()).nonzero()[:, 0].tolist()]
+    if new := sorted(set(aside) - set(fitted.aside)):
+        context.warn(f"{len(new)} training rows are set aside (first: {new[0]}): their losses or gradients are not finite")
 
 
 def _recalls(params: ScoresParams, scanned: Scanned, chosen: Chosen) -> Mapping[str, Recall | None]:

@@ -10,6 +10,7 @@ is how much steps of gradient descent on row n, one at each member, would lower 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -40,7 +41,7 @@ def run(context: JobContext, params: TracinParams) -> None:
     by_member, loss = [], torch.empty(0)
     for member, rate in enumerate(rates):
         scores, loss = _products(context, params, member, tokenizer, train, queries)
-        by_member.append(rate * scores)
+        by_member.append(scores.mul_(rate))
     bm25 = None
     if isinstance(train, LanguageTask) and isinstance(queries, LanguageTask):
         words = (train.examples, queries.examples)
@@ -70,7 +71,7 @@ def learning_rates(members: Sequence[Checkpoint], steps: Sequence[int], given: S
         return list(given), "one by member, as given"
     recorded = [_recorded(member, step) for member, step in zip(members, steps, strict=True)]
     known = [rate for rate in recorded if rate is not None]
-    if len(known) == len(members):
+    if len(known) == len(members) and any(known) and all(map(math.isfinite, known)):
         return known, f"recorded in {_HISTORY} of the members"
     return [1.0] * len(members), "1 at every member: none is given, and not every member records one"
 
@@ -85,7 +86,7 @@ def _recorded(member: Checkpoint, step: int) -> float | None:
         rates = [(int(entry["step"]), float(entry["learning_rate"])) for entry in history if "learning_rate" in entry]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: its log_history cannot be read ({type(error).__name__}); give --learning-rates") from None
-    before = [rate for at, rate in sorted(rates) if at <= step]
+    before = [rate for at, rate in sorted(rates, key=lambda entry: entry[0]) if at <= step]  # of several at a step, the last
     return before[-1] if before else None
 
 

@@ -124,6 +124,14 @@ def test_the_objective_and_its_gradient_are_those_of_the_formula(tmp_path: Path,
     torch.testing.assert_close(toy.flat(gradient), flat.grad, rtol=1e-9, atol=1e-13)
 
 
+def test_a_gradient_that_is_not_finite_is_no_solution(toy: Toy) -> None:
+    def objective(change: Any) -> Any:
+        return float("nan"), {name: torch.full_like(matrix, torch.nan) for name, matrix in change.items()}
+
+    found = minimised(objective, toy.coordinates, toy.replaced.unmoved(), 100, 1e-6)
+    assert not found.has_converged and found.last_norm == float("inf")
+
+
 def test_with_no_weight_removed_the_checkpoint_is_the_optimum(toy: Toy) -> None:
     objective = proximal_objective(toy.rows, DAMPINGS, removed=3, epsilon=0.0)
     found = minimised(objective, toy.coordinates, toy.replaced.unmoved(), 100, 1e-6)

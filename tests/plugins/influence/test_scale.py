@@ -102,6 +102,28 @@ def test_ends_that_are_streamed_are_those_of_all_pairs(tmp_path: Path, files: Fi
         assert relative_error(by_module["score"].to_torch(), ran.table("pairwise")["score"].to_torch()) < 1e-6
 
 
+def test_flagged_rows_among_the_best_are_told_only_where_all_the_best_are_there(
+    tmp_path: Path, worded: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --top-k 15 the 20 highest are not kept, and rows of the other end are no substitute."""
+    rows = [{**row, "poisoned": at % 3 == 0} for at, row in enumerate(texts(60, 1))]
+    files = worded._replace(train=written_rows(tmp_path / "flagged.jsonl", rows))
+    expected = scored(files, tmp_path / "whole").facts
+    monkeypatch.setattr(scanning, "PAIR_BYTES", 0)
+    few, enough = (scored(files, tmp_path / f"run-{top_k}", top_k=top_k).facts for top_k in (15, 20))
+    assert few["precision_at_20"] is None and "auc" not in few
+    assert enough["precision_at_20"] == pytest.approx(expected["precision_at_20"])
+    assert enough["auc_bm25"] == few["auc_bm25"] == expected["auc_bm25"]
+
+
+def test_rows_set_aside_are_named_whatever_the_curvature(tmp_path: Path) -> None:
+    checkpoint = mlp(tmp_path / "mlp")
+    rows = [*labelled(5), {"features": [1e38] * 5, "label": 0}]
+    files = Files(checkpoint, written_rows(tmp_path / "t.jsonl", rows), written_rows(tmp_path / "q.jsonl", labelled(1)))
+    ran = scored(files, tmp_path / "run", curvature="identity", measure="loss")
+    assert ran.facts["rows_set_aside"] == len([said for said in ran.warnings if "set aside" in said])
+
+
 def test_ends_alone_take_no_second_pass(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "PAIR_BYTES", 0)
     ran = scored(files, tmp_path / "run", top_k=3, baselines=False)

@@ -200,8 +200,14 @@ def with_history(series: Path, histories: Sequence[Any]) -> Path:
 
 
 def test_rates_are_those_that_the_members_histories_record(tmp_path: Path, series: Path, rows: str, queries: str) -> None:
-    """The newest at the member's step or before it."""
-    log = [{"step": 0, "learning_rate": 0.3}, {"step": 8, "learning_rate": 0.2}, {"step": 9, "loss": 1.0}, {"step": 30, "learning_rate": 9}]
+    """The newest at the member's step or before it; of two at one step, the last one written."""
+    log = [
+        {"step": 0, "learning_rate": 0.3},
+        {"step": 8, "learning_rate": 0.5},
+        {"step": 8, "learning_rate": 0.2},
+        {"step": 9, "loss": 1.0},
+        {"step": 30, "learning_rate": 9},
+    ]
     ran = run(tmp_path / "run", with_history(series, [log] * 3), rows, queries)
     assert ran.table("members")["learning_rate"].to_list() == [0.3, 0.2, 0.2]
     assert ran.facts["learning_rates"] == "recorded in trainer_state.json of the members"
@@ -209,8 +215,17 @@ def test_rates_are_those_that_the_members_histories_record(tmp_path: Path, serie
     assert given.table("members")["learning_rate"].to_list() == [2.0] * 3
 
 
-def test_without_a_rate_of_every_member_all_are_one(tmp_path: Path, series: Path, rows: str, queries: str) -> None:
-    ran = run(tmp_path / "run", with_history(series, [[{"step": 0, "learning_rate": 0.3}], None, []]), rows, queries)
+@pytest.mark.parametrize(
+    "histories",
+    [
+        [[{"step": 0, "learning_rate": 0.3}], None, []],
+        [[{"step": 0, "learning_rate": 0}]] * 3,
+        ['{"log_history": [{"step": 0, "learning_rate": NaN}]}'] * 3,
+    ],
+    ids=["one of three", "all zero", "not a number"],
+)
+def test_without_a_rate_of_every_member_all_are_one(tmp_path: Path, series: Path, rows: str, queries: str, histories: list[Any]) -> None:
+    ran = run(tmp_path / "run", with_history(series, histories), rows, queries)
     assert ran.table("members")["learning_rate"].to_list() == [1.0] * 3
     assert ran.facts["learning_rates"] == "1 at every member: none is given, and not every member records one"
 
@@ -258,6 +273,15 @@ def test_members_of_other_shapes_are_refused(tmp_path: Path, series: Path, rows:
 def test_members_with_other_layers_are_refused(tmp_path: Path, series: Path, rows: str, queries: str) -> None:
     mlp(series / "step_30", sizes=(4, 5, 3, 3), activation="tanh", dtype=torch.float64)
     with pytest.raises(BadInput, match=r"^step 30: layers\.2\.bias has shape \[3\], and at step 0 no such tensor"):
+        run(tmp_path / "run", series, rows, queries)
+
+
+def test_members_that_compute_otherwise_far_inside_a_setting_are_refused(tmp_path: Path, series: Path, rows: str, queries: str) -> None:
+    for step in STEPS:
+        path = series / f"step_{step}" / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, "names": ["a name that is rather long"] * 4 + [step == 25]}))
+    with pytest.raises(BadInput, match=r"^step 25: names in config\.json is"):
         run(tmp_path / "run", series, rows, queries)
 
 

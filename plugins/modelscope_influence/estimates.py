@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelscope_app.api import Checkpoint, Estimate
+from modelscope_influence.cost import Sizes, fitting_seconds, scoring_seconds, speed
 from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 
 _FIXED_BYTES = 64 * 2**20
@@ -21,18 +22,23 @@ _PAIR_TABLE_BYTES = 160
 """Of a pair that is written, on its way to the table."""
 _ROW_BYTES = 250
 """Of a training row: where it stands in file and plan, its loss and self-influence."""
+_FILES_OF_LINES = (".jsonl", ".ndjson", ".txt", ".csv")
+_BYTES_PER_TOKEN = 4
+"""Of a training file, roughly."""
+_SMALL_MODEL = 10_000_000
+_GPU = Path("/dev/nvidiactl")
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _LAYER = re.compile(r"\.\d+\.")
 
 
 def factors_estimate(checkpoints: Sequence[Checkpoint], params: FactorsParams) -> Estimate:
     """Covariances, then bases and eigenvalues, and one batch."""
-    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + _FIXED_BYTES, seconds=None, needs_model=True)
+    return Estimate(_curvature_bytes(checkpoints, params) + _FIXED_BYTES, _seconds(checkpoints, params, None), needs_model=True)
 
 
 def self_estimate(checkpoints: Sequence[Checkpoint], params: SelfParams) -> Estimate:
     """Curvature and a batch's row gradients of one module."""
-    return Estimate(memory_bytes=_curvature_bytes(checkpoints, params) + _FIXED_BYTES, seconds=None, needs_model=True)
+    return Estimate(_curvature_bytes(checkpoints, params) + _FIXED_BYTES, _seconds(checkpoints, params, 0), needs_model=True)
 
 
 def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> Estimate:
@@ -47,10 +53,12 @@ def scores_estimate(checkpoints: Sequence[Checkpoint], params: ScoresParams) -> 
         held += min(queries * each // 4 * SOLVING_BYTES, max(QUERY_BYTES, each // 4 * SOLVING_BYTES))
     pairs = queries * rows * (16 + _PAIR_TABLE_BYTES)
     if params.top_k is not None:
-        written = queries * min(rows, 2 * max(params.top_k, params.rerank))
-        pairs = min(pairs, max(PAIR_BYTES, 64 * written)) + _PAIR_TABLE_BYTES * written
+        looked_at = queries * min(rows, 2 * max(params.top_k, params.rerank))
+        pairs = min(queries * rows * 16, max(PAIR_BYTES, 64 * looked_at)) + queries * min(rows, 2 * params.top_k) * _PAIR_TABLE_BYTES
     memory = _curvature_bytes(checkpoints, params) + held + pairs + rows * _ROW_BYTES + _FIXED_BYTES
-    return Estimate(memory_bytes=memory, seconds=None, needs_model=True)
+    is_whole_pass = params.prefilter is None and params.curvature != "ggn"
+    seconds = _seconds(checkpoints, params, queries, max(1, copies * each * queries // QUERY_BYTES)) if is_whole_pass else None
+    return Estimate(memory, seconds, needs_model=True)
 
 
 def lines_of(path: str) -> int:
@@ -60,6 +68,24 @@ def lines_of(path: str) -> int:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b"")) + 1
     except OSError:
         return 0
+
+
+def _seconds(
+    checkpoints: Sequence[Checkpoint], params: FactorsParams | ScoresParams | SelfParams, queries: int | None, passes: int = 1
+) -> float | None:
+    """As if no curvature were cached; None for files that are not lines. Without queries, of fitting alone; with 0, of self-influence."""
+    path = Path(params.train)
+    if not checkpoints or path.suffix.lower() not in _FILES_OF_LINES or not path.is_file():
+        return None
+    checkpoint, rows = checkpoints[0], lines_of(params.train)
+    is_mlp, device = (checkpoint.config or {}).get("model_type") == "mlp", "cuda" if _GPU.exists() else "cpu"
+    positions = rows if is_mlp else max(rows, path.stat().st_size // _BYTES_PER_TOKEN)
+    usual = 1024 if is_mlp else 4096 if device == "cuda" else 1024 if checkpoint.parameters < _SMALL_MODEL else 256
+    sizes = Sizes(list(_shapes(checkpoint, params.modules)), checkpoint.parameters, rows, positions, params.batch_size or usual)
+    method, draws = ("ekfac" if params.curvature == "ggn" else params.curvature), params.label_draws if params.fisher == "true" else 1
+    at = speed(device)
+    fitting = 0.0 if isinstance(params, ScoresParams | SelfParams) and params.factors else fitting_seconds(sizes, method, draws, at)
+    return fitting if queries is None else fitting + scoring_seconds(sizes, queries, method, at, passes)
 
 
 def _curvature_bytes(checkpoints: Sequence[Checkpoint], params: FactorsParams | ScoresParams | SelfParams) -> int:

@@ -14,10 +14,12 @@ import pytest
 import torch
 from modelscope_influence.analyses import scores
 from modelscope_influence.cost import Sizes, fitting_seconds, scoring_seconds, speed
-from modelscope_influence.params import ScoresParams
+from modelscope_influence.estimates import factors_estimate, scores_estimate, self_estimate
+from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 from plugins.probes.score.in_process import run_in_process, saved_llama, written_rows
 from safetensors.torch import save_file
 
+from modelscope_app.checkpoints import open_checkpoint
 from modelscope_app.jobs.stages import Stages
 
 pytest_plugins = ["modelscope_app.testing"]
@@ -99,3 +101,32 @@ def test_more_of_anything_takes_longer() -> None:
 def test_nothing_of_torch_is_imported() -> None:
     code = "import sys, modelscope_influence.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_estimate_of_a_run_says_how_long_and_how_much(tmp_path: Path) -> None:
+    """From headers and the size of the file: longer for more rows and queries, unknown for a file that is not lines."""
+    checkpoint = open_checkpoint(saved_llama(tmp_path / "model", width=64))
+    few, many = (
+        written_rows(tmp_path / f"{count}.jsonl", [{"input_ids": list(range(3, 25))} for _ in range(count)]) for count in (50, 500)
+    )
+    asked = {"queries": few, "modules": "mlp"}
+    small, large = (scores_estimate([checkpoint], ScoresParams(train=train, **asked)) for train in (few, many))
+    assert small.seconds and large.seconds and 3 < large.seconds / small.seconds < 30 and large.memory_bytes > small.memory_bytes
+    fitting, alone = (
+        of([checkpoint], params).seconds
+        for of, params in ((factors_estimate, FactorsParams(train=few)), (self_estimate, SelfParams(train=few)))
+    )
+    assert fitting and alone and fitting < alone < small.seconds
+    known = scores_estimate([checkpoint], ScoresParams(train=few, **asked, factors="run")).seconds
+    assert known and known < small.seconds
+    for params in (
+        ScoresParams(train=few, **asked, prefilter=3),
+        ScoresParams(train=few, **asked, curvature="ggn"),
+        ScoresParams(train="x.parquet", **asked),
+        ScoresParams(train=str(tmp_path / "missing.jsonl"), **asked),
+    ):
+        assert scores_estimate([checkpoint], params).seconds is None
+    held, streamed = (
+        scores_estimate([checkpoint], ScoresParams(train=many, queries=many, top_k=top_k)).memory_bytes for top_k in (None, 1)
+    )
+    assert streamed <= held

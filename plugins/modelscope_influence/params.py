@@ -90,6 +90,9 @@ class ScoresParams(_Scoring):
     top_k: int | None = Field(
         default=None, ge=1, le=1_000_000, description="keep only the rows of the highest and lowest scores of each query; none for all"
     )
+    rank_by: Literal["score", "relatif"] = Field(
+        default="score", description="by what the best are chosen and listed: the score, or the one normalised for long and high-loss rows"
+    )
     prefilter: int | None = Field(
         default=None, ge=1, le=10_000_000, description="score only so many rows for each query: those with most words in common (BM25)"
     )

@@ -21,7 +21,7 @@ from modelscope_influence.objectives import Task
 from modelscope_influence.params import ScoresParams
 from modelscope_influence.prefilter import Chosen
 from modelscope_influence.rankings import mean
-from modelscope_influence.score_passes import Block, Queries, ScorePass, State, batched, query_gradients
+from modelscope_influence.score_passes import Block, Queries, ScorePass, State, batched, query_gradients, root
 from modelscope_influence.starting import Started
 from modelscope_influence.top_pass import TopPass, kept_rows
 from modelscope_influence.weights import total_size
@@ -127,7 +127,7 @@ class Scan:
         by_module = torch.cat([part["scores"] for part in parts], dim=1) if by_module_of_all else None
         scores = by_module.sum(0) if by_module is not None else torch.cat([part.pop("scores") for part in parts])
         cosines = torch.cat([part.pop("cosines") for part in parts]) if params.baselines else None
-        places = kept_places(scores, params.top_k)
+        places = kept_places(self._ranking(scores, parts[0]["self"]), params.top_k)
         query = numbered(places)
         place = torch.cat(places)
         pairs = Pairs(
@@ -145,6 +145,7 @@ class Scan:
     def _ends(self, top_k: int) -> Scanned:
         """Both ends of each query, at low rank with more rows than are wanted."""
         params, rank = self._params, self._rank
+        by_relatif = params.rank_by == "relatif"
         wanted = top_k if rank is None else max(params.rerank, 2 * top_k)
         places: list[torch.Tensor] = []
         scores: list[torch.Tensor] = []
@@ -152,14 +153,14 @@ class Scan:
         for at, ids in enumerate(self._parts()):
             asked = self._asked(ids, rank)
             kept.append(asked.kept)
-            reading = TopPass(self._begun.task, self._begun.weights, asked, self._divided_by, wanted, self._ids)
+            reading = TopPass(self._begun.task, self._begun.weights, asked, self._divided_by, wanted, self._ids, by_relatif)
             found = self._context.fold(f"ends-{at}", reading, self._begun.task.source(self._ids))
             first = first or found
             for collected, part in zip((places, scores), kept_rows(found), strict=True):
                 collected += part
             sampled += self._of_sample(at, asked) if rank is None else []
         assert first is not None, "there are queries"
-        if rank is None and not params.per_module and not params.baselines:
+        if rank is None and not params.per_module and not params.baselines and not by_relatif:
             flat = torch.cat(scores)
             pairs = Pairs(numbered(places), torch.cat(places), flat, None, None, torch.ones(len(flat), dtype=torch.bool))
             return _whole(pairs, first, None, None, sampled)
@@ -177,7 +178,7 @@ class Scan:
         for theirs in scores:
             own = torch.arange(start, start + len(theirs))
             start += len(theirs)
-            exact = closer.score[own]
+            exact = self._ranking(closer.score[own], first["self"][closer.place[own]])
             correlations.append(within_ends(theirs, exact))
             order = kept_places(exact[None], self._params.top_k)[0]
             from_end = torch.minimum(order, len(theirs) - 1 - order) + 1
@@ -196,7 +197,7 @@ class Scan:
             kept.append(asked.kept)
             parts.append(self._pass(f"scores-{at}", asked, self._ids, False, False))
         scores = torch.cat([part["scores"] for part in parts])
-        candidates = kept_places(scores, self._params.rerank)
+        candidates = kept_places(self._ranking(scores, parts[0]["self"]), self._params.rerank)
         closer = self._closer(candidates, sampled)
         query, place = closer.query, closer.place
         correlations = [within_ends(scores[at, own], closer.score[query == at]) for at, own in enumerate(candidates)]
@@ -206,7 +207,7 @@ class Scan:
         cosines = torch.full_like(scores, torch.nan)
         if closer.cosine is not None:
             cosines[query, place] = closer.cosine
-        places = kept_places(scores, None)
+        places = kept_places(self._ranking(scores, parts[0]["self"]), None)
         all_query, all_place = numbered(places), torch.cat(places)
         by_module = None
         if closer.by_module is not None:
@@ -255,6 +256,10 @@ class Scan:
             torch.cat(modules, dim=1) if modules else None,
             torch.ones(sum(map(len, places)), dtype=torch.bool),
         )
+
+    def _ranking(self, scores: torch.Tensor, self_influence: torch.Tensor) -> torch.Tensor:
+        """(..., row): by what rows are ranked."""
+        return scores / root(self_influence) if self._params.rank_by == "relatif" else scores
 
     def _of_sample(self, at: int, asked: Queries) -> list[torch.Tensor]:
         """(query, sampled row) of the rows that a filter left out; none without a sample."""

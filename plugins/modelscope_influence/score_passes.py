@@ -279,6 +279,12 @@ class PositionPass(OverRows):
         state["positions"][:, : found.shape[2], rows] += found.transpose(1, 2)
 
 
+def root(self_influence: torch.Tensor) -> torch.Tensor:
+    """(row,): NaN where it is zero."""
+    found = self_influence.clamp(min=0).sqrt()
+    return torch.where(found > 0, found, torch.nan)
+
+
 def batched(ids: Sequence[int], at_once: int) -> Iterator[Sequence[int]]:
     """Parts of at most `at_once`."""
     for start in range(0, len(ids), at_once):

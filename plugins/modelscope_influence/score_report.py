@@ -15,6 +15,7 @@ from modelscope_influence.params import ScoresParams
 from modelscope_influence.prefilter import Chosen, Recall
 from modelscope_influence.rankings import auc, mean, precision_at
 from modelscope_influence.scanning import Scanned
+from modelscope_influence.score_passes import root
 
 _SHOWN, _SHOWN_PAIRS, _LONGEST_TEXT = 20, 10, 400
 
@@ -60,12 +61,6 @@ class Texts(NamedTuple):
     queries: Sequence[Example]
 
 
-def root(self_influence: torch.Tensor) -> torch.Tensor:
-    """(row,): NaN where it is zero."""
-    found = self_influence.clamp(min=0).sqrt()
-    return torch.where(found > 0, found, torch.nan)
-
-
 def leave_behind(
     context: JobContext,
     params: ScoresParams,
@@ -89,8 +84,9 @@ def leave_behind(
     positive, negative = MEANING[params.measure]
     meaning = f"Positive: {positive}. Negative: {negative}. delta_measure predicts the change of the query's {params.measure}."
     context.view(FactsView(name="card", title="Influence"))
-    context.view(TableView(name="shown", title="Most influential", table="shown", caption=meaning))
-    context.view(TableView(name="pairwise", title="All scores", table="pairwise", caption=meaning))
+    context.view(TableView(name="shown", title="Most influential", table="shown", columns=_shown_columns(texts, found), caption=meaning))
+    title = "All scores" if params.top_k is None and found.chosen.is_all else "Scores"
+    context.view(TableView(name="pairwise", title=title, table="pairwise", caption=meaning))
     best = pairwise.filter(pl.col("query") == 0)["example"].head(_SHOWN_PAIRS).to_list()
     if by_module is not None:
         context.table("shown_modules", by_module.filter((pl.col("query") == 0) & pl.col("example").is_in(best)))
@@ -104,6 +100,19 @@ def leave_behind(
             TokenStripView(name="tokens", title="By token", table="shown_tokens", token="token", scores=("score",), text="example",
                 caption="What the weights' use at each token contributes; it reaches the loss of later tokens too.")
         )  # fmt: skip
+
+
+def _shown_columns(texts: Texts | None, found: Found) -> tuple[str, ...]:
+    """What matters most comes first: a terminal has room for few."""
+    return (
+        *("query", "example", "score", "relatif", "effect"),
+        *(("flagged",) if found.flags is not None else ()),
+        *(("text",) if texts is not None else ()),
+        "delta_measure",
+        *(("gradient_cosine",) if found.scanned.pairs.cosine is not None else ()),
+        *(("bm25",) if found.bm25 is not None else ()),
+        "loss",
+    )
 
 
 def pairwise_table(found: Found, params: ScoresParams) -> pl.DataFrame:
@@ -138,7 +147,7 @@ def query_table(found: Found, params: ScoresParams, texts: Texts | None) -> pl.D
     )
     if texts is None:
         return table
-    return table.with_columns(pl.Series("text", [_text(texts.tokenizer, query) for query in texts.queries], dtype=pl.String))
+    return table.with_columns(pl.Series("text", [shown_text(texts.tokenizer, query) for query in texts.queries], dtype=pl.String))
 
 
 def effects(score: torch.Tensor, measure: Measure) -> pl.Series:
@@ -208,7 +217,7 @@ def shown_table(pairwise: pl.DataFrame, texts: Texts | None) -> pl.DataFrame:
     if texts is None:
         return shown
     return shown.with_columns(
-        pl.Series("text", [_text(texts.tokenizer, texts.train[example]) for example in shown["example"].to_list()], dtype=pl.String)
+        pl.Series("text", [shown_text(texts.tokenizer, texts.train[example]) for example in shown["example"].to_list()], dtype=pl.String)
     )
 
 
@@ -286,5 +295,6 @@ def _tokens(texts: Texts | None, example: int, count: int) -> list[str]:
     return [neutralised(texts.tokenizer.token(id), 60) for id in texts.train[example].input_ids]
 
 
-def _text(tokenizer: Tokenizer, example: Example) -> str:
+def shown_text(tokenizer: Tokenizer, example: Example) -> str:
+    """The beginning of a row's text, harmless to print."""
     return neutralised(tokenizer.decode(example.input_ids), _LONGEST_TEXT)

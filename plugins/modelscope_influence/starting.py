@@ -77,6 +77,8 @@ def flagged(context: JobContext, path: str, flag: str) -> torch.Tensor | None:
     is_constant = len(set(map(bool, values))) < 2
     if not flag and (unclear is not None or is_constant):
         return None
+    if all(name not in row for row in rows.rows):
+        raise BadInput(f"--flag {name}: {path} has no such column; there are {', '.join(map(repr, list(rows.rows[0])[:20]))}")
     if unclear is not None:
         said = json.dumps(values[unclear], default=str)[:40]
         raise rows.bad_row(unclear, f"{name} is {said}, and --flag needs true or false in every row")

@@ -11,7 +11,7 @@ from modelscope_influence.contractions import RowGradients
 from modelscope_influence.low_rank import products
 from modelscope_influence.objectives import Task
 from modelscope_influence.recording import UseOfWeight
-from modelscope_influence.score_passes import Block, OverRows, Queries, State
+from modelscope_influence.score_passes import Block, OverRows, Queries, State, root
 from modelscope_influence.weights import Weight
 
 _ENDS = ("high", "low")
@@ -32,9 +32,11 @@ class TopPass(OverRows):
         divided_by: Mapping[str, Block],
         count: int,
         ids: Sequence[int] | None = None,
+        by_relatif: bool = False,
     ) -> None:
-        """Over the rows `ids`, or all."""
+        """Over the rows `ids`, or all; scores are divided by the root of the row's self-influence where that is asked for."""
         super().__init__(task, weights, ids)
+        self._by_relatif = by_relatif
         self._queries, self._divided_by = queries, divided_by
         self._count = min(count, len(self._ids))
         self._batch = torch.zeros(0)
@@ -75,6 +77,8 @@ class TopPass(OverRows):
     def _rows_done(self, state: State, rows: torch.Tensor, good: torch.Tensor) -> None:
         state["self"][rows[~good]] = torch.nan
         scores = self._batch if self._batch.numel() else torch.zeros(len(self._queries.ids), len(rows), dtype=torch.float64)
+        if self._by_relatif:
+            scores = scores / root(state["self"][rows])
         places = torch.where(good & scores.isfinite(), rows, -1)
         for end in _ENDS:
             both = torch.cat([state[end], scores], dim=1), torch.cat([state[f"{end}_rows"], places], dim=1)

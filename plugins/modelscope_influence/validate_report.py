@@ -15,6 +15,8 @@ from modelscope_app.api import BarsView, FactsView, JobContext, TableView
 from modelscope_influence.validate_params import ValidateParams
 
 TOP = 20
+_FEW = 10
+"""Removals below which a correlation says next to nothing."""
 _MEASURES = ("r", "spearman", "slope")
 GAPS = (
     ("warm start", "trained_anew", "warm_start"),
@@ -293,6 +295,8 @@ def sentence(params: ValidateParams, found: Compared, rows: Mapping[str, Mapping
     unsolved = len(found.removed) - int(found.solving.has_converged.sum()) - lost
     if unsolved:
         parts.append(f"{unsolved} removal{'s were' if unsolved > 1 else ' was'} not solved to the end")
+    if compared < _FEW:
+        parts.append(f"{compared} removals are too few to tell")
     return "; ".join(parts)
 
 

@@ -33,6 +33,7 @@ def run(context: JobContext, params: ScoresParams) -> None:
     flags = flagged(context, params.train, params.flag)
     begun = started(context, params)
     queries = _queries(context, params)
+    _warn_of_bare_queries(context, begun.task, queries)
     words = _words(params, begun.task, queries)
     chosen = _chosen(context, params, begun.task, queries, words)
     fitted = curvature_of(context, begun, params.train, params.factors)
@@ -62,6 +63,19 @@ def _queries(context: JobContext, params: ScoresParams) -> Task:
             return task_of(context, str(path), params.batch_size)
         except BadInput as error:
             raise BadInput(str(error).replace(f"{path}, line 1", "--prompt and --completion")) from None
+
+
+def _warn_of_bare_queries(context: JobContext, train: Task, queries: Task) -> None:
+    """Words that no chat template is put around are seldom what a model that was trained on conversations said."""
+    if not isinstance(train, LanguageTask) or not isinstance(queries, LanguageTask) or train.examples[0].row.get("messages") is None:
+        return
+    bare = next(
+        (example.id for example in queries.examples if example.row.get("messages") is None and "input_ids" not in example.row), None
+    )
+    if bare is not None:
+        context.warn(
+            f"query {bare} is no conversation, as the training rows are: the model reads it as it stands; `messages` would be rendered"
+        )
 
 
 def _words(params: ScoresParams, train: Task, queries: Task) -> Words | None:

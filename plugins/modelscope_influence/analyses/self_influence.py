@@ -5,13 +5,15 @@ from __future__ import annotations
 import polars as pl
 import torch
 
-from modelscope_app.api import FactsView, JobContext, LinesView, TableView
+from modelscope_app.api import BadInput, FactsView, JobContext, LinesView, TableView
+from modelscope_influence.objectives import ClassifierTask, LanguageTask, Task
 from modelscope_influence.params import SelfParams
 from modelscope_influence.rankings import auc, recall_at
 from modelscope_influence.score_passes import SelfPass, blocks
-from modelscope_influence.score_report import known
+from modelscope_influence.score_report import known, shown_text
 from modelscope_influence.starting import curvature_of, flagged, started
 
+_LONGEST_QUEUE = 1000
 _RANKINGS = {"score": "self-influence", "loss": "loss", "gradient_norm": "gradient norm"}
 
 
@@ -31,6 +33,7 @@ def run(context: JobContext, params: SelfParams) -> None:
     }
     table = pl.DataFrame(frame if flags is None else {**frame, "flagged": flags.tolist()})
     context.table("self", table)
+    context.table("queue", _queue(context, begun.task, table))
     facts: dict[str, object] = {"rows": len(begun.task.ids), "modules": len(begun.weights), "curvature": params.curvature}
     if flags is not None:
         rankings = {"score": score, "loss": loss, "gradient_norm": norm}
@@ -49,9 +52,23 @@ def run(context: JobContext, params: SelfParams) -> None:
     context.facts(facts)  # type: ignore[arg-type]
     context.view(FactsView(name="card", title="Self-influence"))
     context.view(
-        TableView(name="queue", title="To be looked at", table="self", sort_by="score", descending=True,
+        TableView(name="queue", title="To be looked at", table="queue",
             caption="The higher, the more the model's answer to a row hangs on that row itself: mislabelled, odd or rare rows come first.")
     )  # fmt: skip
+
+
+def _queue(context: JobContext, task: Task, table: pl.DataFrame) -> pl.DataFrame:
+    """The rows to look through first, by falling score, with the label or the text they have."""
+    queue = table.sort("score", descending=True, nulls_last=True, maintain_order=True).head(_LONGEST_QUEUE)
+    rows = queue["example"].to_list()
+    if isinstance(task, ClassifierTask):
+        return queue.with_columns(pl.Series("label", task.data.labels[rows].tolist(), dtype=pl.Int64))
+    try:
+        tokenizer = context.tokenizer()
+    except BadInput:
+        return queue
+    texts = [shown_text(tokenizer, task.examples[row]) for row in rows] if isinstance(task, LanguageTask) else []
+    return queue.with_columns(pl.Series("text", texts, dtype=pl.String)) if texts else queue
 
 
 def _recall_table(rankings: dict[str, torch.Tensor], flags: torch.Tensor) -> pl.DataFrame:

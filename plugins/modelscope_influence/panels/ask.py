@@ -22,13 +22,13 @@ from modelscope_influence.panels.ranked_list import RankedList
 from modelscope_influence.panels.scores_jobs import OneJob, asked_params, command_line
 
 HINT = (
-    "Type what the model was given and what it said, as the model reads it: a new word begins with its space, and no chat template is put "
-    "around it. Enter asks."
+    "Type what the model was given and what it said. With a prompt, and where the model has a chat template, they are a turn and its "
+    "answer. Enter asks."
 )
 _ABOUT_ASKING = (
     "Type a prompt and its completion and press enter: a job ranks the run's training rows by how much they made the model say the "
-    "completion, with the curvature from the cache. Nothing is put between or around the two. One is explained at a time: entering another "
-    "cancels the one before, x stops it, o opens its run."
+    "completion, with the curvature from the cache. With a prompt they are rendered as a conversation where the model has a chat template, "
+    "else read as they stand. One is explained at a time: entering another cancels the one before, x stops it, o opens its run."
 )
 
 

@@ -347,7 +347,7 @@ def test_poisoned_is_the_flag_where_it_tells_rows_apart(tmp_path: Path, classifi
 
 def test_a_flag_that_is_in_no_row_is_refused(tmp_path: Path, classifier: Path, rows: str) -> None:
     for analysis, more in (("self", {}), ("scores", {"queries": rows})):
-        with pytest.raises(BadInput, match=r"rows\.jsonl.*line 1.*flipped is null, and --flag needs true or false in every row"):
+        with pytest.raises(BadInput, match=r"--flag flipped: .*rows\.jsonl has no such column; there are 'features', 'label'"):
             run(analysis, tmp_path / analysis, classifier, rows, flag="flipped", **more)
 
 
@@ -372,7 +372,7 @@ def test_a_flag_that_is_the_same_everywhere_is_refused(tmp_path: Path, classifie
     ("words", "exit_code", "sentence"),
     [
         (("--modules", "layers.7"), 3, "--modules 'layers.7' matches no linear layer"),
-        (("--flag", "flipped"), 3, "flipped is null, and --flag needs true or false in every row"),
+        (("--flag", "flipped"), 3, "has no such column; there are 'features', 'label'"),
         (("--damping", "0", "--curvature", "diagonal"), 4, "the curvature is singular"),
         (("--damping", "-1"), 2, "damping"),
     ],
@@ -392,3 +392,11 @@ def test_from_outside_it_is_one_sentence_and_an_exit_code(
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
     assert sum(sentence in line for line in ended.stderr.splitlines()) == 1
+
+
+def test_the_queue_has_the_highest_rows_first_with_their_labels(tmp_path: Path, classifier: Path, rows: str) -> None:
+    found = run("self", tmp_path / "run", classifier, rows)
+    table, queue = found.table("self"), found.table("queue")
+    assert queue["score"].to_list() == sorted(table["score"].to_list(), reverse=True)
+    labels = [json.loads(line)["label"] for line in Path(rows).read_text().splitlines()]
+    assert queue["label"].to_list() == [labels[at] for at in queue["example"].to_list()]

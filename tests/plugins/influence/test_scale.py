@@ -85,6 +85,32 @@ def assert_same(found: pl.DataFrame, expected: pl.DataFrame, limit: float = 1e-5
         assert relative_error(found[name].to_torch(), expected[name].to_torch()) < limit, name
 
 
+@pytest.mark.parametrize("params", [{}, {"rank": 1, "rerank": COUNT}], ids=["exact", "low rank"])
+def test_the_best_by_relatif_are_chosen_however_they_are_scanned(
+    tmp_path: Path, files: Files, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = scored(files, tmp_path / "everything").table("pairwise").sort("query", "relatif", descending=[False, True])
+    whole = scored(files, tmp_path / "whole", top_k=4, rank_by="relatif").table("pairwise")
+    monkeypatch.setattr(scanning, "PAIR_BYTES", 0)
+    streamed = scored(files, tmp_path / "streamed", top_k=4, rank_by="relatif", **params).table("pairwise")
+    listed = scored(files, tmp_path / "listed", rank_by="relatif").table("pairwise")
+    expected = ends(everything, 4)
+    for found in (whole, streamed, ends(listed, 4)):
+        assert found.height == 24
+        assert relative_error(found["relatif"].to_torch(), expected["relatif"].to_torch()) < 1e-5  # in this order, falling
+        both = found.join(everything, on=["query", "example"])
+        assert relative_error(both["score"].to_torch(), both["score_right"].to_torch()) < 1e-5
+
+
+def test_a_query_that_is_no_conversation_is_warned_of_where_rows_are(tmp_path: Path, worded: Files) -> None:
+    turns = [{"role": "user", "content": "are you"}, {"role": "assistant", "content": "good"}]
+    train = written_rows(tmp_path / "talk.jsonl", [{"messages": turns}] * 4)
+    queries = written_rows(tmp_path / "bare.jsonl", [{"messages": turns}, {"prompt": "are you", "completion": "good"}])
+    ran = scored(worded._replace(train=train, queries=queries), tmp_path / "run")
+    assert [said for said in ran.warnings if said.startswith("query 1 is no conversation, as the training rows are")]
+    assert not scored(worded, tmp_path / "words").warnings
+
+
 @pytest.mark.parametrize("top_k", [1, 7, 25])
 def test_ends_that_are_streamed_are_those_of_all_pairs(tmp_path: Path, files: Files, top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows 17 and 30 are the same: of equal scores the first row is the higher one. With 25 of each end, all 40 rows are there."""
@@ -161,7 +187,7 @@ def test_ties_keep_their_order_and_rows_set_aside_are_none() -> None:
     for order in itertools.permutations(range(4)):
         state: dict[str, torch.Tensor] = {}
         pass_ = TopPass.__new__(TopPass)
-        pass_._count = 2
+        pass_._count, pass_._by_relatif = 2, False
         for end in ("high", "low"):
             state[end], state[f"{end}_rows"] = torch.full((2, 2), torch.nan).double(), torch.full((2, 2), -1)
         state["self"] = torch.zeros(8, dtype=torch.float64)

@@ -38,6 +38,7 @@ bench: weights  ## every benchmark; one JSON line per figure
 	$(BIN)/python bench/table.py
 	$(BIN)/python bench/probe_statistics.py
 	$(BIN)/python bench/probes.py
+	$(BIN)/python bench/influence_scale.py
 
 oracles:  ## ask the independent oracles again, in an environment of their own, and rewrite their answers
 	$(PYTHON) -m venv .venv-oracles

@@ -14,7 +14,7 @@ from modelscope_app.data.quoting import shown
 
 Row = dict[str, Any]
 
-LARGE_BYTES = 64 * 2**20
+LARGE_BYTES = 8 * 2**20
 """Files of this size and more are not held: a parsed row takes several times its line."""
 
 

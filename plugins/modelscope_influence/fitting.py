@@ -130,25 +130,27 @@ def _fitted(context: JobContext, task: Task, weights: Sequence[Weight], settings
     if settings.method in ("ekfac", "kfac"):
         sums = context.fold(f"covariances{of_variant}", CovariancePass(task, weights, labels, dtype), task.source())
         each = settings.draws if settings.fisher != "exact" else MOST_CLASSES
-        found = context.once(f"eigenvectors{of_variant}", lambda: _eigenvectors(context, weights, sums, dtype, each))
+        is_whole = settings.method == "kfac"
+        found = context.once(f"eigenvectors{of_variant}", lambda: _eigenvectors(context, weights, sums, dtype, each, is_whole))
         found |= {"is_aside": sums["is_aside"], "rows": sums["rows"]}
         found |= {f"positions {weight.name}": sums[f"positions {weight.name}"] for weight in weights}
+        sums.clear()  # as large as the bases
         bases = {weight.name: Basis(found[f"inputs {weight.name}"], found[f"outputs {weight.name}"]) for weight in weights}
     if settings.method in ("ekfac", "diagonal"):
         reading = EigenvaluePass(task, weights, labels, _on(context, bases), dtype)
         squares = context.fold(f"eigenvalues{of_variant}", reading, task.source())
         rows = _some(int(squares["rows"]))
         found |= {"is_aside": squares["is_aside"], "rows": squares["rows"]}
-        found |= {f"eigenvalues {weight.name}": squares[f"squares {weight.name}"] / rows for weight in weights}
+        found |= {f"eigenvalues {weight.name}": squares.pop(f"squares {weight.name}").div_(rows) for weight in weights}
     return found
 
 
 def _eigenvectors(
-    context: JobContext, weights: Sequence[Weight], sums: Mapping[str, torch.Tensor], dtype: torch.dtype, gradients_each: int
+    context: JobContext, weights: Sequence[Weight], sums: dict[str, torch.Tensor], dtype: torch.dtype, gradients_each: int, is_whole: bool
 ) -> dict[str, torch.Tensor]:
-    """Bases and K-FAC's eigenvalues; each position has `gradients_each` gradients.
+    """Bases, and K-FAC's eigenvalues where they are the `whole` of the curvature; each position has `gradients_each` gradients.
 
-    Equal covariances are decomposed once: a gate and an up projection read the same inputs.
+    Equal covariances are decomposed once: a gate and an up projection read the same inputs. Covariances are let go as they are used.
     """
     _some(int(sums["rows"]))
     found: dict[str, torch.Tensor] = {}
@@ -157,15 +159,16 @@ def _eigenvectors(
     before: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
     for weight in weights:
         positions = int(sums[f"positions {weight.name}"])
-        inputs = sums[f"inputs {weight.name}"] / positions
+        inputs = sums.pop(f"inputs {weight.name}").div_(positions)
         if before is None or not torch.equal(inputs, before[0]):
             before = inputs, eigendecomposition(inputs, positions)
         of_inputs = before[1]
         context.check_cancelled()
-        of_outputs = eigendecomposition(sums[f"outputs {weight.name}"] / positions, positions * gradients_each)
+        of_outputs = eigendecomposition(sums.pop(f"outputs {weight.name}").div_(positions), positions * gradients_each)
         found[f"inputs {weight.name}"] = of_inputs[1].to(dtype)
         found[f"outputs {weight.name}"] = of_outputs[1].to(dtype)
-        found[f"eigenvalues {weight.name}"] = kfac_eigenvalues(of_outputs[0], of_inputs[0]).to(dtype)
+        if is_whole:
+            found[f"eigenvalues {weight.name}"] = kfac_eigenvalues(of_outputs[0], of_inputs[0]).to(dtype)
         done += weight.inputs**3 + weight.outputs**3
         context.progress(done / total * 100, 100, "percent of the eigendecompositions")
         context.check_cancelled()

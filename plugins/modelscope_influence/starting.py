@@ -45,7 +45,7 @@ def task_of(context: JobContext, path: str, batch_size: int | None) -> Task:
 
 
 def _tokens_at_once(context: JobContext) -> int:
-    """On a processor, more for small models: what a batch costs beside its arithmetic is a fifth of their time at 256 tokens."""
+    """On a processor, more for small models: what a batch costs beside its arithmetic is a sixth of their time at 256 tokens."""
     if context.device.type != "cpu":
         return 4096
     return 1024 if sum(parameter.numel() for parameter in context.model().module.parameters()) < _SMALL else 256

@@ -14,7 +14,7 @@ from modelscope_influence.params import FactorsParams, ScoresParams, SelfParams
 _FIXED_BYTES = 64 * 2**20
 QUERY_BYTES = 2 * 2**30
 """Of queries' gradients that are held at once, where nobody says how many queries that are."""
-PAIR_BYTES = 256 * 2**20
+PAIR_BYTES = 16 * 2**20
 """Of scores of pairs that are held at once, where --top-k allows for fewer."""
 SOLVING_BYTES = 80
 """Of each parameter in question, for each query that is divided by the whole Gauss-Newton matrix: ten vectors in float64."""

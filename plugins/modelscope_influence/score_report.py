@@ -274,8 +274,10 @@ def quality(params: ScoresParams, scanned: Scanned, chosen: Chosen, flags: torch
     if not rankings:
         pairs = scanned.pairs
         each = [pairs.query == at for at in range(len(scanned.measures))]
-        found_flags = [precision_at(sign * pairs.score[own], flags[rows[pairs.place[own]]], 20) for own in each] if has_ends else []
-        said["precision_at_20"] = mean(found_flags)
+        is_relatif = params.rank_by == "relatif"  # the rows that are there are the best by what they were chosen by, and by nothing else
+        ranked = sign * pairs.score / (root(scanned.self_influence)[pairs.place] if is_relatif else 1)
+        found_flags = [precision_at(ranked[own], flags[rows[pairs.place[own]]], 20) for own in each] if has_ends else []
+        said["precision_at_20_relatif" if is_relatif else "precision_at_20"] = mean(found_flags)
     if words is not None:
         found = [words.scores(query) for query in range(len(scanned.measures))]
         said["precision_at_20_bm25"] = mean([precision_at(row, flags, 20) for row in found])

@@ -180,9 +180,11 @@ def _warn_of_rows_set_aside(context: JobContext, scanned: Scanned, chosen: Chose
 
 
 def _recalls(params: ScoresParams, scanned: Scanned, chosen: Chosen) -> Mapping[str, Recall | None]:
-    """Of the highest scores and of the lowest, --top-k of them or 20."""
+    """Of the highest scores and of the lowest, --top-k of them or 20; unknown where rows were chosen by something else."""
     if params.prefilter is None or scanned.sampled is None:
         return {}
+    if params.rank_by != "score":
+        return {"prefilter_recall": None, "prefilter_recall_lowest": None}
     others, count = chosen.total - len(chosen.rows), params.top_k or 20
     said = {}
     for name, sign in {"prefilter_recall": 1, "prefilter_recall_lowest": -1}.items():

@@ -140,6 +140,14 @@ def test_flagged_rows_among_the_best_are_told_only_where_all_the_best_are_there(
     assert few["precision_at_20"] is None and "auc" not in few
     assert enough["precision_at_20"] == pytest.approx(expected["precision_at_20"])
     assert enough["auc_bm25"] == few["auc_bm25"] == expected["auc_bm25"]
+    by_relatif = scored(files, tmp_path / "relatif", top_k=20, rank_by="relatif").facts
+    assert by_relatif["precision_at_20_relatif"] == pytest.approx(expected["precision_at_20_relatif"])
+    assert "precision_at_20" not in by_relatif
+
+
+def test_a_filter_tells_no_recall_of_rows_that_were_not_chosen_by_score(tmp_path: Path, worded: Files) -> None:
+    facts = scored(worded, tmp_path / "run", prefilter=6, top_k=3, rank_by="relatif").facts
+    assert facts["prefilter_recall"] is None and facts["prefilter_recall_lowest"] is None
 
 
 def test_rows_set_aside_are_named_whatever_the_curvature(tmp_path: Path) -> None:

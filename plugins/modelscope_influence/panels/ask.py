@@ -13,13 +13,14 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
 from modelscope_app.api import FinishedRun, MscopeError, PanelApp
 from modelscope_influence.panels.pane import ABOUT, InfluencePane
 from modelscope_influence.panels.ranked_list import RankedList
-from modelscope_influence.panels.scores_jobs import OneJob, asked_params, command_line
+from modelscope_influence.panels.scores_jobs import asked_params, command_line
+from modelscope_influence.panels.with_job import PanelWithJob
 
 HINT = (
     "Type what the model was given and what it said. With a prompt, and where the model has a chat template, they are a turn and its "
@@ -41,7 +42,7 @@ class TypedLine(Input):
         return Text(drawn, no_wrap=True, overflow="ignore", end="")
 
 
-class AskPanel(Vertical):
+class AskPanel(PanelWithJob):
     """Two fields, and below them the ranked rows."""
 
     DEFAULT_CSS = """
@@ -59,11 +60,9 @@ class AskPanel(Vertical):
     ]
 
     def __init__(self, run: FinishedRun) -> None:
-        super().__init__()
-        self.run = run
+        super().__init__(run)
         self._asked: tuple[str, str] | None = None
         """Prompt and completion that were entered last."""
-        self.job = OneJob(self._told)
 
     def compose(self) -> ComposeResult:
         """The fields on top, so that they have the keyboard first."""
@@ -108,40 +107,10 @@ class AskPanel(Vertical):
             self.query_one(InfluencePane).say(f"{self.job.standing}{first}")
         self.refresh_bindings()
 
-    def action_stop(self) -> None:
-        """Cancel the job."""
-        self.job.stop()
-
-    def action_open(self) -> None:
-        """The run of what was asked, on a screen of its own."""
-        if self.job.run is not None:
-            cast("PanelApp", self.app).open_run(self.job.run.folder)
-
-    @on(InfluencePane.Changed)
-    def _changed(self, event: InfluencePane.Changed) -> None:
-        event.stop()
-        self.refresh_bindings()
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Only what is there is opened or stopped."""
-        if action == "stop":
-            return self.job.is_under_way
-        if action == "open":
-            return self.job.run is not None
-        return True
-
     def explanation(self) -> str:
         """For `?`."""
         said = self.query_one(RankedList).readout()
         return f"{_ABOUT_ASKING}\n\n" + (f"{said}\n\n" if said else "") + ABOUT
-
-    def copied(self) -> str | None:
-        """For `y`."""
-        return self.query_one(InfluencePane).copied()
-
-    def selection(self) -> tuple[str, str] | None:
-        """For `u`."""
-        return self.query_one(InfluencePane).selection()
 
     def headless_command(self) -> str | None:
         """For `c`: asks the same."""

@@ -11,16 +11,16 @@ import shlex
 from functools import partial
 from typing import ClassVar, cast
 
-from textual import on, work
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 
 from modelscope_app.api import FinishedRun, MscopeError, PanelApp, neutralised
 from modelscope_influence.panels.insides import has_inside
 from modelscope_influence.panels.pane import ABOUT, InfluencePane
 from modelscope_influence.panels.ranked_list import RankedList
-from modelscope_influence.panels.scores_jobs import LOOKED_INTO, OneJob, Standing, command_line, inside_params, read_standing
+from modelscope_influence.panels.scores_jobs import LOOKED_INTO, Standing, command_line, inside_params, read_standing
+from modelscope_influence.panels.with_job import PanelWithJob
 
 LOOK_SECONDS = 1.0
 OFFER = (
@@ -30,7 +30,7 @@ OFFER = (
 NOT_KEPT = f"This row is not among those that were looked into: the {LOOKED_INTO} highest and lowest scores."
 
 
-class RankedPanel(Vertical):
+class RankedPanel(PanelWithJob):
     """The ranked rows of a run of `influence.scores`."""
 
     DEFAULT_CSS = "RankedPanel { height: 1fr; }"
@@ -41,12 +41,10 @@ class RankedPanel(Vertical):
     ]
 
     def __init__(self, run: FinishedRun) -> None:
-        super().__init__()
-        self.run = run
+        super().__init__(run)
         self._has_inside: bool | None = None
         """Whether the run itself has modules and tokens; None until its ranking is there."""
         self._is_looking = False
-        self.job = OneJob(self._told)
 
     def compose(self) -> ComposeResult:
         """The pane alone."""
@@ -100,20 +98,6 @@ class RankedPanel(Vertical):
             self.query_one(InfluencePane).explain(_looking(self.job.standing))
             self.refresh_bindings()
 
-    def action_stop(self) -> None:
-        """Cancel the job."""
-        self.job.stop()
-
-    def action_open(self) -> None:
-        """The run that looked inside, on a screen of its own."""
-        if self.job.run is not None:
-            cast("PanelApp", self.app).open_run(self.job.run.folder)
-
-    @on(InfluencePane.Changed)
-    def _changed(self, event: InfluencePane.Changed) -> None:
-        event.stop()
-        self.refresh_bindings()
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what there is something for."""
         if action == "look_inside":
@@ -121,24 +105,12 @@ class RankedPanel(Vertical):
                 return False
             pane = self.query_one(InfluencePane)
             return pane.ranking is not None and pane.inside_run is None and not self.job.is_under_way
-        if action == "stop":
-            return self.job.is_under_way
-        if action == "open":
-            return self.job.run is not None
-        return True
+        return super().check_action(action, parameters)
 
     def explanation(self) -> str:
         """For `?`: the row under the cursor, then the panel."""
         said = self.query_one(RankedList).readout()
         return f"{said}\n\n{ABOUT}" if said else ABOUT
-
-    def copied(self) -> str | None:
-        """For `y`."""
-        return self.query_one(InfluencePane).copied()
-
-    def selection(self) -> tuple[str, str] | None:
-        """For `u`."""
-        return self.query_one(InfluencePane).selection()
 
     def headless_command(self) -> str:
         """For `c`: shows the run; once something was looked into, computes that."""

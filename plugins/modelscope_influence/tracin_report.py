@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 
-from modelscope_app.api import BadInput, FactsView, JobContext, LinesView, TableView, neutralised
+from modelscope_app.api import BadInput, FactsView, JobContext, LinesView, TableView
 from modelscope_influence.objectives import MEANING, LanguageTask, Task
 from modelscope_influence.rankings import auc, mean, precision_at
 from modelscope_influence.scanning import kept_places, numbered
-from modelscope_influence.score_report import effects, known
+from modelscope_influence.score_report import effects, known, shown_text
 from modelscope_influence.tracin_params import TracinParams
 from modelscope_influence.validate_report import rank_correlation
 
-_SHOWN, _LONGEST_TEXT = 20, 400
+_SHOWN = 20
 
 
 class Traced(NamedTuple):
@@ -89,7 +89,7 @@ def shown_table(context: JobContext, pairwise: pl.DataFrame, train: Task, place:
         tokenizer = context.tokenizer(place)
     except BadInput:
         return shown
-    texts = [neutralised(tokenizer.decode(train.examples[example].input_ids), _LONGEST_TEXT) for example in shown["example"].to_list()]
+    texts = [shown_text(tokenizer, train.examples[example]) for example in shown["example"].to_list()]
     return shown.with_columns(pl.Series("text", texts, dtype=pl.String))
 
 
